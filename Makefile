@@ -1,0 +1,51 @@
+# Everything happens in .venv inside this checkout. `make help` lists the targets.
+
+PYTHON ?= python3
+# Another build of torch:  make setup TORCH="torch --index-url <address of the build you want>"
+TORCH ?= torch==2.13.0
+# Test processes.
+WORKERS ?= 2
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# One thread a test process: more would only compete for the same cores.
+TEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(WORKERS) --timeout 600
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|' 2>/dev/null \
+		|| grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready  ## make .venv and install knowsam with its tools into it
+
+# torch first, then everything else under a constraint that names it: pip then never swaps it for another build.
+$(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "knowsam needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "hint: make setup PYTHON=python3.11" >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet $(TORCH)
+	$(PY) -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(VENV)/torch.txt
+	$(PY) -m pip install --quiet -c $(VENV)/torch.txt -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup  ## train the quick start and its supervised twin, then compare them
+	$(PY) tools/train.py experiments/quickstart.yaml run=runs/quickstart
+	$(PY) tools/train.py experiments/quickstart.yaml method.name=supervised run=runs/quickstart_supervised
+	$(PY) tools/evaluate.py runs/quickstart_supervised runs/quickstart
+
+test: setup  ## the quick tests
+	$(TEST) -m "not slow and not gpu"
+
+test-slow: setup  ## the tests that take minutes
+	$(TEST) -m "slow and not gpu"
+
+lint: setup  ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:  ## remove caches and build leftovers; .venv, data and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,198 @@
+"""From a configuration to objects: the only place that reads the configuration and calls constructors."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from knowsam import components
+from knowsam.config import Config
+from knowsam.data.cache import build_cache
+from knowsam.data.source import Source
+from knowsam.data.streams import TwoStreams, derive_seed
+from knowsam.engine.optim import ScheduledOptimizer
+from knowsam.errors import ConfigError, KnowsamError, NotFoundError
+from knowsam.methods.base import SSLMethod
+from knowsam.models.students import Students
+
+if TYPE_CHECKING:
+    from knowsam.data.augment import Augmenter
+    from knowsam.models.sam import LoadReport
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class BuiltMethod:
+    """A method and, if it holds SAM, what became of SAM's official weights."""
+
+    method: SSLMethod
+    load_report: "LoadReport | None"
+
+
+def build_source(config: Config) -> Source:
+    """The dataset with its splits, checked."""
+    data = config.data
+    arguments = {key: value for key, value in data.source.items() if key != "name"}
+    target = _target(components.SOURCES, data.source)
+    accepted = components.signature(target)
+    if "root" in arguments:
+        arguments["root"] = _data_root(arguments["root"], data.obtain)
+    if "splits" in accepted:
+        from knowsam.data.splits import load_splits
+
+        try:
+            arguments["splits"] = load_splits(
+                _beside(str(data.splits)), data.labelled, group_regex=data.group_regex
+            )
+        except NotFoundError as error:
+            raise NotFoundError(str(error), hint=data.obtain or error.hint) from error
+    if "label_table" in accepted:
+        from knowsam.data.labels import LabelTable
+
+        arguments["label_table"] = LabelTable(data.labels, config.num_classes, threshold=data.label_threshold)
+    if "labelled" in accepted:
+        arguments["labelled"] = data.labelled
+    return _construct("data.source", target, num_classes=config.num_classes, **arguments)
+
+
+def build_streams(config: Config, source: Source, *, rank: int = 0, world_size: int = 1, progress=None) -> TwoStreams:
+    """The labelled and unlabelled streams over the decoded cache; the cache is built if need be."""
+    data = config.data
+    labelled_ids = source.labelled_ids()
+    known = set() if data.unlabelled_includes_labelled else set(labelled_ids)
+    unlabelled_ids = [i for i in source.train_ids() if i not in known]
+    settings = {"image_size": data.image_size, "folder": data.cache, "progress": progress}
+    labelled = build_cache(source, labelled_ids, masks=True, **settings)
+    needs_unlabelled = data.unlabelled_batch and unlabelled_ids
+    unlabelled = build_cache(source, unlabelled_ids, masks=False, **settings) if needs_unlabelled else None
+    return TwoStreams(
+        labelled,
+        unlabelled,
+        labelled_batch=data.labelled_batch,
+        unlabelled_batch=data.unlabelled_batch,
+        seed=config.train.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def build_augmenter(config: Config) -> "Augmenter":
+    """What makes weak and strong views."""
+    return _construct("augment", components.AUGMENTER, **config.augment)
+
+
+def build_students(config: Config) -> Students:
+    """The students and, if there is one, the fusion head, from random weights."""
+    classes = config.num_classes
+    subnets = {
+        name: _construct(
+            f"students.{name}", _target(components.STUDENTS, block), num_classes=classes, **_options(block)
+        )
+        for name, block in config.students.items()
+    }
+    fusion = None
+    if config.fusion is not None:
+        target = _target(components.FUSION_HEADS, config.fusion)
+        fusion = _construct("fusion", target, num_classes=classes, **_options(config.fusion))
+    return Students(subnets, fusion)
+
+
+def build_method(config: Config) -> BuiltMethod:
+    """The method with its networks on the CPU. Seeded: the students start alike whatever the method around them."""
+    seed, max_steps = config.train.seed, config.train.max_steps
+    torch.manual_seed(derive_seed(seed, "students") & 0xFFFFFFFF)
+    students = build_students(config)
+    guide, report = None, None
+    if config.uses_sam:
+        torch.manual_seed(derive_seed(seed, "sam") & 0xFFFFFFFF)
+        sam = dict(config.sam)
+        if sam.get("weights"):
+            sam["weights"] = str(_weights_file(str(sam["weights"])))
+        guide, report = _construct(
+            "sam", components.SAM_GUIDE, image_size=config.data.image_size, num_classes=config.num_classes, **sam
+        )
+    target = _target(components.METHODS, config.method)
+    offered = {
+        "students": students,
+        "sam_guide": guide,
+        "max_steps": max_steps,
+        "forward_unlabelled": config.skd is not None and config.data.unlabelled_batch > 0,
+    }
+    provided = {name: value for name, value in offered.items() if name in components.signature(target)}
+    method = _construct("method", target, **provided, **_options(config.method))
+    if config.skd is not None:
+        method = _construct(
+            "skd", components.SKD, method=method, sam_guide=guide, max_steps=max_steps, **config.skd
+        )
+    return BuiltMethod(method, report)
+
+
+def build_optimizers(config: Config, method: SSLMethod) -> dict[str, ScheduledOptimizer]:
+    """One per group of the method."""
+    groups = method.trainable_groups()
+    missing = [name for name in groups if name not in config.optim]
+    if missing:
+        raise ConfigError(f"optim has no block for {', '.join(missing)}; the method trains {', '.join(groups)}")
+    return {
+        name: _construct(
+            f"optim.{name}",
+            _target(components.OPTIMIZERS, config.optim[name]),
+            parameters=parameters,
+            **_options(config.optim[name]),
+        )
+        for name, parameters in groups.items()
+    }
+
+
+def _target(table: dict[str, str], block: dict[str, Any]) -> str:
+    return table.get(block["name"], block["name"])
+
+
+def _options(block: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in block.items() if key != "name"}
+
+
+def _construct(key: str, target: str, **arguments: Any) -> Any:
+    """Call a constructor; a value that it refuses is the user's mistake and names the block."""
+    constructor = components.load(target)
+    try:
+        return constructor(**arguments)
+    except KnowsamError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def _data_root(root: str, obtain: str) -> str:
+    """Absolute, below $KNOWSAM_DATA, or below ``data/`` of the working folder or the checkout."""
+    places = [Path(root)] if Path(root).is_absolute() else _data_places(root)
+    for place in places:
+        if place.is_dir():
+            return str(place)
+    tried = "\n".join(f"  {place}" for place in places)
+    raise NotFoundError(
+        f"the dataset folder {root!r} is not there; looked in\n{tried}",
+        hint=obtain or "Put the data there, or set KNOWSAM_DATA to the folder that holds your datasets.",
+    )
+
+
+def _data_places(root: str) -> list[Path]:
+    above = os.environ.get("KNOWSAM_DATA")
+    places = [Path(above) / root] if above else []
+    return list(dict.fromkeys([*places, Path("data") / root, REPOSITORY / "data" / root]))
+
+
+def _beside(path: str) -> Path:
+    """A path as it is if it exists, else below the checkout."""
+    here = Path(path)
+    return here if here.is_absolute() or here.exists() else REPOSITORY / here
+
+
+def _weights_file(path: str) -> Path:
+    for place in (Path(path), *_data_places(path)):
+        if place.is_file():
+            return place
+    return Path(path)

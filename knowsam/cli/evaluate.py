@@ -1,0 +1,91 @@
+"""``knowsam evaluate``: score finished runs case by case, and compare them."""
+
+import argparse
+
+EPILOG = """examples:
+  python tools/evaluate.py runs/quickstart/knowsam_labelled_10pct_seed0
+  python tools/evaluate.py runs/a runs/b --split val
+  python tools/evaluate.py runs/kvasir --dataset experiments/polyp_external.yaml
+
+Writes evaluation/<split>_cases.csv, _summary.csv and .json into each run folder; several runs are also compared.
+exit codes: 0 done, 65 bad data, 66 no such run, 78 configuration, 80 checkpoint.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Words of the command line."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder written by train")
+    parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="best on validation, or the last")
+    parser.add_argument("--outputs", help="comma-separated, such as fusion,sam; all if not given")
+    parser.add_argument("--dataset", metavar="YAML", help="score on the data of another experiment (same classes)")
+    parser.add_argument("--empty", choices=("exclude", "include"), default="exclude", help="cases empty on both sides")
+    parser.add_argument("--device", default="auto")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate each run; compare when there are several."""
+    from rich.console import Console
+
+    from knowsam.engine.evaluate import comparison_table
+
+    console = Console(width=None if Console().is_terminal else 140)
+    results = {}
+    for folder in args.runs:
+        evaluation = evaluate_run(folder, args)
+        results[folder] = evaluation
+        console.print(evaluation.table())
+    if len(results) > 1:
+        console.print(comparison_table(results))
+    return 0
+
+
+def evaluate_run(folder: str, args: argparse.Namespace):
+    """Load a run's checkpoint, score it, write the files; returns the ``Evaluation``."""
+    from knowsam import build
+    from knowsam.config import load_config
+    from knowsam.engine import distributed
+    from knowsam.engine.checkpoint import load_checkpoint
+    from knowsam.engine.evaluate import evaluate
+    from knowsam.engine.log import say
+    from knowsam.engine.runfolder import RunFolder
+    from knowsam.engine.train import autocast_dtype
+    from knowsam.errors import ConfigError, NotFoundError
+
+    run = RunFolder(folder, create=False)
+    path = run.best if args.checkpoint == "best" else run.last
+    if not path.exists():
+        raise NotFoundError(f"{run} has no {path.name} yet", hint="Finish training first, or try --checkpoint last.")
+    config = load_config(run.config)
+    data_config = load_config(args.dataset) if args.dataset else config
+    if data_config.data.classes != config.data.classes:
+        raise ConfigError(f"{args.dataset} has classes {data_config.data.classes}, the run has {config.data.classes}")
+    state = load_checkpoint(path, fall_back=False)
+    device = distributed.setup(args.device).device
+    config.sam.pop("weights", None)  # the checkpoint holds SAM's weights; the official file need not be there
+    method = build.build_method(config).method
+    method.load_state_dict(state["method"])
+    method.to(device)
+    say(f"{run}: checkpoint {path.name} of step {state['step']}" + (", chosen on val" if path == run.best else ""))
+    outputs = args.outputs.split(",") if args.outputs else None
+    unknown = sorted(set(outputs or ()) - set(method.outputs()))
+    if unknown:
+        raise ConfigError(f"no output {', '.join(unknown)}; the method has {', '.join(method.outputs())}")
+    evaluation = evaluate(
+        method.predict,
+        build.build_source(data_config),
+        args.split,
+        outputs=outputs,
+        image_size=config.data.image_size,
+        batch_size=config.evaluate.batch_size,
+        device=device,
+        class_names=config.data.classes[1:],
+        nsd_tolerance=config.evaluate.nsd_tolerance,
+        empty=args.empty,
+        autocast=autocast_dtype(config.train.precision),
+    )
+    stem = args.split if not args.dataset else f"{data_config.name}_{args.split}"
+    evaluation.write(run.evaluation, stem)
+    return evaluation

@@ -1,0 +1,126 @@
+"""The ``knowsam`` command. Commands are imported only when they run, so that help is quick."""
+
+import argparse
+import difflib
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+import knowsam
+from knowsam.errors import KnowsamError
+
+COMMANDS = {
+    "train": ("knowsam.cli.train", "train a method from an experiment file, or go on where a run stopped"),
+    "evaluate": ("knowsam.cli.evaluate", "measure finished runs on their test cases and compare them"),
+}
+"""Name -> (module, help). A module has ``add_arguments(parser)`` and ``run(args) -> int``; imports go into ``run``."""
+
+INTERNAL_ERROR = 70
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+# torchrun ends every process as soon as one fails; within this time it ends us if rank 0 failed too and has spoken.
+RANK_ZERO_HEAD_START = 2.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``knowsam COMMAND ...``.
+
+    Args:
+        argv: words after ``knowsam``; those of the process if None.
+    Returns:
+        Exit code: 0 finished, 2 wrong usage, 70 a bug, 130 interrupted, else the code of the ``KnowsamError``.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in COMMANDS:
+        return run_command(words[0], words[1:])
+    width = max(map(len, COMMANDS))
+    table = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="knowsam",
+        usage="knowsam COMMAND ...",
+        description="Semi-supervised medical image segmentation with the Segment Anything Model.",
+        epilog=f"commands:\n{table}\n\n'knowsam COMMAND --help' tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"knowsam {knowsam.__version__}")
+    try:
+        if words and not words[0].startswith("-"):
+            near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+            ask = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(COMMANDS)}"
+            parser.error(f"no command {words[0]!r}{ask}")
+        parser.parse_args(words)
+        parser.print_help()
+        sys.stdout.flush()
+    except SystemExit as stop:
+        return _code(stop)
+    except BrokenPipeError:
+        return _broken_pipe()
+    return 0 if not words else 2
+
+
+def run_command(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one command and turn whatever it raises into a message and an exit code.
+
+    Args:
+        name: a key of ``COMMANDS``.
+        argv: words after the command; those of the process if None.
+    """
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+        parser = argparse.ArgumentParser(prog=f"knowsam {name}", description=f"{name}: {COMMANDS[name][1]}")
+        module.add_arguments(parser)
+        code = int(module.run(parser.parse_args(argv)) or 0)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:
+        return _code(stop)
+    except KnowsamError as error:
+        return _report(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _broken_pipe()
+    except Exception:
+        traceback.print_exc()
+        return INTERNAL_ERROR
+
+
+def _report(error: KnowsamError) -> int:
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    if rank != "0":
+        if getattr(error, "told_by_main", False):
+            return error.exit_code
+        # Most mistakes are made by all ranks alike and told by rank 0; one that only this rank met must be told here.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(error.exit_code))
+        time.sleep(RANK_ZERO_HEAD_START)
+    where = f"rank {rank}: " if rank != "0" else ""
+    print(f"error[{error.kind}]: {where}{error}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    sys.stderr.flush()
+    return error.exit_code
+
+
+def _code(stop: SystemExit) -> int:
+    if stop.code is None or isinstance(stop.code, int):
+        return stop.code or 0
+    print(stop.code, file=sys.stderr)
+    return 1
+
+
+def _broken_pipe() -> int:
+    # Python flushes stdout once more at its end, which would complain about the reader that left.
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, sys.stdout.fileno())
+    os.close(sink)
+    return BROKEN_PIPE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""``knowsam train``: an experiment file in, a run folder out."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from knowsam.config import Config, load_config, to_yaml
+
+if TYPE_CHECKING:
+    from knowsam.engine.distributed import Rank
+    from knowsam.engine.runfolder import RunFolder
+
+EPILOG = """examples:
+  python tools/train.py experiments/quickstart.yaml
+  python tools/train.py experiments/quickstart.yaml train.seed=1 method.name=supervised
+  python tools/train.py experiments/kvasir_10pct.yaml --print-config
+  torchrun --nproc_per_node=4 tools/train.py experiments/kvasir_10pct.yaml
+
+The same command on an unfinished run goes on where it stopped; on a finished one it does nothing.
+exit codes: 0 finished, 65 bad data, 66 not found, 73 run folder in use or of another run, 74 disk,
+75 interrupted with the checkpoint saved, 78 configuration, 79 a loss is not finite, 80 checkpoint, 70 a bug.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Words of the command line."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("experiment", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted words, such as train.max_steps=100")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and end")
+    parser.add_argument("--dry-run", action="store_true", help="build all, run one batch, show shapes and parameters")
+    parser.add_argument(
+        "--overfit-one-batch",
+        type=int,
+        nargs="?",
+        const=200,
+        metavar="STEPS",
+        help="train on one batch without augmentation (default 200 steps): its Dice must approach 1",
+    )
+    parser.add_argument("--stop-at", type=int, metavar="STEP", help="end after this step as if interrupted")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or show what would be trained."""
+    config = load_config(args.experiment, args.overrides)
+    if args.print_config:
+        print(to_yaml(config), end="")
+        return 0
+
+    import torch
+
+    from knowsam.engine import distributed
+
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
+    rank = distributed.setup(config.train.device)
+    try:
+        if args.dry_run or args.overfit_one_batch:
+            from knowsam.cli import trial
+
+            return trial.dry_run(config, rank) if args.dry_run else trial.overfit(config, rank, args.overfit_one_batch)
+        return _train(config, args.overrides, rank, args.stop_at)
+    finally:
+        distributed.teardown()
+
+
+def run_path(config: Config) -> str:
+    """Where the run goes: ``run``, or ``runs/<name>/<method>[_skd]_<labelled>_seed<seed>``."""
+    if config.run:
+        return config.run
+    method = config.method["name"].rpartition(":")[2] + ("_skd" if config.skd is not None else "")
+    return f"runs/{config.name}/{method}_{config.data.labelled}_seed{config.train.seed}"
+
+
+def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | None) -> int:
+    from knowsam import build
+    from knowsam.engine.distributed import call_on_main
+    from knowsam.engine.log import say
+    from knowsam.engine.runfolder import RunFolder
+    from knowsam.engine.train import autocast_dtype, train
+
+    if rank.rank == 0:
+        RunFolder(run_path(config))
+    call_on_main(lambda: None)
+    run = RunFolder(run_path(config))
+    with run:
+        resume = _prepare(run, config, rank)
+        if resume is not None and resume["step"] >= config.train.max_steps:
+            say(f"{run} is already complete at step {resume['step']}; evaluate it with: knowsam evaluate {run}")
+            return 0
+        source = call_on_main_first(lambda: build.build_source(config))
+        streams = call_on_main_first(
+            lambda: build.build_streams(config, source, rank=rank.rank, world_size=rank.world_size)
+        )
+        built = build.build_method(config)
+        method = built.method.to(rank.device)
+        optimizers = build.build_optimizers(config, method)
+        augmenter = build.build_augmenter(config)
+        if rank.rank == 0 and resume is None:
+            _describe(run, config, overrides, rank, source)
+        _introduce(run, config, rank, streams, method, built.load_report, resume)
+
+        from knowsam.engine.evaluate import validate
+
+        outputs = method.outputs()[:1] if config.train.validate_outputs == "deployed" else method.outputs()
+
+        state = train(
+            method,
+            streams,
+            augmenter,
+            optimizers,
+            lambda: validate(
+                method.predict,
+                source,
+                outputs=outputs,
+                image_size=config.data.image_size,
+                batch_size=config.evaluate.batch_size,
+                device=rank.device,
+                class_names=config.data.classes[1:],
+                autocast=autocast_dtype(config.train.precision),
+            ),
+            run=run,
+            rank=rank,
+            config_yaml=to_yaml(config),
+            max_steps=config.train.max_steps,
+            seed=config.train.seed,
+            precision=config.train.precision,
+            accumulate=config.train.accumulate,
+            clip_norm=config.train.clip_norm,
+            validate_every=config.train.validate_every,
+            checkpoint_every=config.train.checkpoint_every,
+            log_every=config.train.log_every,
+            workers=config.data.workers,
+            tensorboard=config.train.tensorboard,
+            resume=resume,
+            stop_at=stop_at,
+        )
+    if state.step == config.train.max_steps:
+        best = f"best validation Dice {100 * state.best['dice']:.2f} % at step {state.best['step']}"
+        say(f"finished {run} at step {state.step}: {best}\nnext: knowsam evaluate {run}")
+    return 0
+
+
+def call_on_main_first(function) -> Any:
+    """Rank 0 first (it may build the cache), then the others, each with its own result."""
+    from knowsam.engine import distributed
+
+    result = function() if distributed.is_main() else None
+    distributed.barrier()
+    return result if distributed.is_main() else function()
+
+
+def _prepare(run: "RunFolder", config: Config, rank: "Rank") -> dict[str, Any] | None:
+    """The checkpoint to go on from, or None; refuses a folder that holds a different experiment."""
+    from knowsam.engine.checkpoint import environment_changes, environment_fingerprint, load_checkpoint
+    from knowsam.engine.log import say, warn
+    from knowsam.errors import ConfigError, RunFolderError
+
+    if not run.resumable:
+        return None
+    state = load_checkpoint(run.last)
+    changed = config_changes(state["config"], config)
+    if changed:
+        raise RunFolderError(
+            f"{run} holds a run with other settings:\n" + "\n".join(f"  {line}" for line in changed),
+            hint="Choose another folder with run=..., or give the old settings to go on with it.",
+        )
+    if state["world_size"] != rank.world_size:
+        raise ConfigError(
+            f"{run} was trained by {state['world_size']} process(es), this is {rank.world_size}: the batches differ",
+            hint=f"Use {state['world_size']} process(es), or a new run folder.",
+        )
+    for change in environment_changes(state["environment"], environment_fingerprint(rank.device)):
+        warn(f"resuming in another environment, results will not be bit-identical: {change}")
+    if 0 < state["step"] < config.train.max_steps:
+        say(f"resuming {run} after step {state['step']}")
+    return state
+
+
+# Settings that change no weight, so a run may be resumed with others.
+COSMETIC = {
+    "run",
+    "name",
+    "data.workers",
+    "data.cache",
+    "data.obtain",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.tensorboard",
+    "train.device",
+    "evaluate.batch_size",
+    "evaluate.nsd_tolerance",
+}
+
+
+def config_changes(old_yaml: str, config: Config) -> list[str]:
+    """``key: old -> new`` for every setting that differs and matters for training."""
+    import yaml
+
+    def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(values, dict) or not values:
+            return {prefix[:-1]: values}
+        return {k: v for key, value in values.items() for k, v in flat(value, f"{prefix}{key}.").items()}
+
+    old, new = flat(yaml.safe_load(old_yaml)), flat(yaml.safe_load(to_yaml(config)))
+    keys = [key for key in {**old, **new} if key not in COSMETIC and old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys]
+
+
+def _describe(run: "RunFolder", config: Config, overrides: list[str], rank: "Rank", source: Any) -> None:
+    from knowsam.engine.checkpoint import environment_fingerprint
+
+    splits = {
+        "labelled": source.labelled_ids(),
+        "train_cases": len(source.train_ids()),
+        "source": repr(source),
+        "sha256": dict(getattr(getattr(source, "splits", None), "sha256", {})),
+    }
+    run.describe(to_yaml(config), overrides, environment_fingerprint(rank.device), splits)
+
+
+def _introduce(run, config: Config, rank: "Rank", streams, method, load_report, resume) -> None:
+    """Say in a few lines what is about to happen, SAM's weights above all."""
+    from knowsam.cli.trial import sam_weights_line
+    from knowsam.engine.log import say
+
+    if resume is not None:
+        return
+    unlabelled = len(streams.unlabelled.ids) if streams.unlabelled is not None else 0
+    say(
+        f"{config.method['name']}{' + SKD' if config.skd is not None else ''} on {config.name}: "
+        f"{len(streams.labelled.ids)} labelled and {unlabelled} unlabelled images, K = {config.num_classes}, "
+        f"{config.data.image_size} px, {config.train.max_steps} steps on {rank.world_size} x {rank.device} "
+        f"({config.train.precision})"
+    )
+    groups = {name: sum(p.numel() for p in parameters) for name, parameters in method.trainable_groups().items()}
+    say("trains " + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in groups.items()) + f"; run folder {run}")
+    if config.uses_sam:
+        say(sam_weights_line(config, load_report))

@@ -1,0 +1,1 @@
+"""Images, masks, splits, the decoded cache, the two-stream batches and their augmentation."""

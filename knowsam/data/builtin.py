@@ -1,0 +1,202 @@
+"""The built-in dataset: generated lesions on textured backgrounds. No files, no network; the demo and the tests use it."""
+
+import hashlib
+from functools import lru_cache
+
+import numpy as np
+
+from knowsam.errors import DataError
+
+
+class BuiltIn:
+    """Seeded, generated cases with 2 or more classes, behind the same interface as files on disk (``Source``).
+
+    Every image has its own palette, illumination and texture scale. A lesion differs from its surroundings by a
+    slight shift of colour *and* by its grain; look-alikes share the shift but not the grain, vessels and glare lie
+    about. A handful of labelled images does not show all of that, hundreds do.
+
+    Args:
+        splits: ``labelled_<p>pct`` or ``all``: the first p % of the training cases have masks.
+        num_classes: K >= 2, background included; class k's grain has its own orientation and scale.
+        train, val, test: cases per split.
+        size: native height and width in pixels.
+        seed: of the dataset (not of the run).
+    """
+
+    def __init__(
+        self,
+        labelled: str = "labelled_10pct",
+        *,
+        num_classes: int = 2,
+        train: int = 200,
+        val: int = 40,
+        test: int = 100,
+        size: int = 128,
+        seed: int = 0,
+    ):
+        if num_classes < 2:
+            raise DataError(f"the built-in dataset needs at least 2 classes, got {num_classes}")
+        if min(train, val, test) < 1 or size < 32:
+            raise DataError(f"train, val, test must be >= 1 and size >= 32, got {train}, {val}, {test}, {size}")
+        self.num_classes = num_classes
+        self.counts = {"train": train, "val": val, "test": test}
+        self.size = size
+        self.seed = seed
+        self.num_labelled = _labelled_count(labelled, train)
+        self._render = lru_cache(maxsize=64)(self._render_uncached)
+
+    def __repr__(self) -> str:
+        return f"BuiltIn(num_classes={self.num_classes}, size={self.size}, seed={self.seed}, counts={self.counts})"
+
+    def __getstate__(self) -> dict:
+        # The memo can't be pickled into loader workers and needn't be.
+        return {k: v for k, v in self.__dict__.items() if k != "_render"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._render = lru_cache(maxsize=64)(self._render_uncached)
+
+    def train_ids(self) -> list[str]:
+        """Every training case."""
+        return [f"train_{i:04d}" for i in range(self.counts["train"])]
+
+    def labelled_ids(self) -> list[str]:
+        """The first ``labelled`` training cases; a smaller set lies inside a larger one."""
+        return self.train_ids()[: self.num_labelled]
+
+    def eval_ids(self, split: str) -> list[str]:
+        """Cases of ``val`` or ``test``."""
+        return [f"{split}_{i:04d}" for i in range(self.counts[split])]
+
+    def image(self, case_id: str) -> np.ndarray:
+        """uint8 (size, size, 3)."""
+        return self._render(case_id)[0]
+
+    def mask(self, case_id: str) -> np.ndarray:
+        """uint8 class ids (size, size); refused for unlabelled training cases."""
+        self._firewall(case_id)
+        return self._render(case_id)[1]
+
+    def spacing(self, case_id: str) -> None:
+        """Unknown: distances are in pixels."""
+        return None
+
+    def fingerprint(self, case_id: str) -> str:
+        """Of what the image is generated from."""
+        recipe = f"builtin-v{VERSION}:{self.seed}:{self.size}:{self.num_classes}:{case_id}"
+        return hashlib.sha256(recipe.encode()).hexdigest()
+
+    def mask_fingerprint(self, case_id: str) -> str:
+        """Of what the mask is generated from; refused for unlabelled training cases."""
+        self._firewall(case_id)
+        return self.fingerprint(case_id)
+
+    def _firewall(self, case_id: str) -> None:
+        if case_id.startswith("train_") and int(case_id[6:]) >= self.num_labelled:
+            raise DataError(f"case {case_id!r} is unlabelled: its mask may not be read")
+
+    def _render_uncached(self, case_id: str) -> tuple[np.ndarray, np.ndarray]:
+        key = hashlib.sha256(f"{self.seed}:{case_id}".encode()).digest()
+        rng = np.random.Generator(np.random.Philox(int.from_bytes(key[:8], "little")))
+        return render(rng, self.size, self.num_classes)
+
+
+VERSION = 1  # of the pictures; part of every fingerprint
+
+
+def _labelled_count(labelled: str, train: int) -> int:
+    if labelled == "all":
+        return train
+    percent = labelled.removeprefix("labelled_").removesuffix("pct")
+    if not labelled.startswith("labelled_") or not percent.isdigit() or not 0 < int(percent) <= 100:
+        raise DataError(f"labelled list {labelled!r} of the built-in dataset: allowed are 'labelled_<1..100>pct' and 'all'")
+    return max(1, round(train * int(percent) / 100))
+
+
+def render(rng: np.random.Generator, size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one case.
+
+    Args:
+        rng: all randomness.
+        size: pixels per side.
+        num_classes: K, background included.
+    Returns:
+        image uint8 (size, size, 3), mask uint8 (size, size) in 0..K-1.
+    """
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    low, high = _palette(rng)
+    texture = _noise(rng, size, int(rng.integers(2, 5))) + 0.6 * _noise(rng, size, int(rng.integers(8, 20)))
+    image = low + (high - low) * _unit(texture)[..., None]
+    image += rng.normal(0, 0.10) * (np.cos(rng.uniform(0, 6.28)) * (x - 0.5) + (y - 0.5))[..., None]  # illumination
+
+    for _ in range(int(rng.integers(1, 4))):  # vessels: thin dark arcs
+        angle, offset, bend = rng.uniform(0, np.pi), rng.uniform(-0.4, 0.4), rng.uniform(-0.6, 0.6)
+        u, v = _rotate(x - 0.5, y - 0.5, angle)
+        image -= 0.18 * np.exp(-(((v - offset - bend * u * u) / rng.uniform(0.008, 0.02)) ** 2))[..., None]
+
+    shift = rng.normal(0, 1, 3)
+    shift *= rng.uniform(0.10, 0.16) / np.linalg.norm(shift)  # lesions and look-alikes share this colour shift
+    mask = np.zeros((size, size), np.uint8)
+    taken = np.zeros((size, size), bool)
+    kinds = [int(rng.integers(1, num_classes)) for _ in range(int(rng.integers(1, 3)))]
+    kinds += [0] * int(rng.integers(1, 4))  # 0: look-alike
+    for kind in kinds:
+        inside, soft = _blob(rng, x, y)
+        if (inside & taken).any() or not inside.any():
+            continue
+        taken |= inside
+        image += soft[..., None] * shift
+        if kind:
+            image += soft[..., None] * _grain(rng, x, y, kind, size)[..., None]
+            mask[inside] = kind
+        else:
+            image += 0.05 * soft[..., None] * _noise(rng, size, size // 3)[..., None]
+
+    for _ in range(int(rng.integers(0, 4))):  # glare
+        cx, cy, r = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.01, 0.03)
+        image += 0.5 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / r**2)[..., None]
+    image += rng.normal(0, rng.uniform(0.01, 0.04), image.shape)  # sensor noise
+    return (np.clip(image, 0, 1) * 255).astype(np.uint8), mask
+
+
+def _palette(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    low = rng.uniform(0.15, 0.6, 3)
+    return low, np.clip(low + rng.uniform(0.08, 0.3) * rng.uniform(0.4, 1.0, 3), 0, 0.95)
+
+
+def _noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """Smooth noise, about -1..1: a random grid of ``cells`` per side, bilinear between the nodes."""
+    grid = rng.normal(0, 0.5, (cells + 2, cells + 2)).astype(np.float32)
+    at = np.linspace(0, cells, size, dtype=np.float32)
+    i = at.astype(int)
+    f = at - i
+    f = f * f * (3 - 2 * f)
+    rows = grid[i] * (1 - f)[:, None] + grid[i + 1] * f[:, None]
+    return rows[:, i] * (1 - f) + rows[:, i + 1] * f
+
+
+def _unit(z: np.ndarray) -> np.ndarray:
+    return (z - z.min()) / max(float(np.ptp(z)), 1e-6)
+
+
+def _rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+
+
+def _blob(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A lumpy ellipse: inside (bool) and a soft-edged version of it (0..1)."""
+    u, v = _rotate(x - rng.uniform(0.15, 0.85), y - rng.uniform(0.15, 0.85), rng.uniform(0, np.pi))
+    u, v = u / rng.uniform(0.08, 0.20), v / rng.uniform(0.08, 0.20)
+    theta = np.arctan2(v, u)
+    edge = 1 + sum(rng.normal(0, 0.25 / k) * np.cos(k * theta + rng.uniform(0, 6.28)) for k in (2, 3, 5))
+    distance = np.hypot(u, v) - edge
+    return distance < 0, 1 / (1 + np.exp(np.clip(distance / 0.08, -30, 30)))
+
+
+def _grain(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, kind: int, size: int) -> np.ndarray:
+    """Class ``kind``'s own texture: warped ripples whose wavelength grows with the class, at a random angle."""
+    wavelength = (0.035 + 0.03 * (kind - 1)) * rng.uniform(0.85, 1.2)
+    u, v = _rotate(x, y, rng.uniform(0, np.pi))
+    warp = 0.02 * _noise(rng, size, 6)
+    ripples = np.sin(6.283 * (u + warp) / wavelength) * np.sin(6.283 * (v - warp) / wavelength)
+    return rng.uniform(0.07, 0.12) * ripples

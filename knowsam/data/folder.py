@@ -1,0 +1,186 @@
+"""A folder of pictures and a folder of masks."""
+
+from pathlib import Path
+
+import numpy as np
+
+from knowsam.data.cache import file_sha256
+from knowsam.data.labels import LabelTable
+from knowsam.data.readers import EXTENSIONS, INTENSITIES, read_image, read_mask, scan_folder, stored_size
+from knowsam.data.splits import Splits, check_against
+from knowsam.errors import ConfigError, DataError, NotFoundError
+
+
+class ImageFolder:
+    """``Source`` over ``root/images/<id>.*`` and ``root/masks/<id>.*``.
+
+    An id is the file's path below its folder without extension; image and mask may differ in extension. Files that no
+    split list names are passed over. Nothing is opened while building this; masks of unlabelled training cases are
+    never opened at all and need not exist.
+
+    Args:
+        root: the dataset's folder.
+        splits: which cases there are, and whose masks may be read.
+        num_classes: K, background included.
+        image_dir: folder of the images inside ``root``.
+        mask_dir: folder of the masks inside ``root``; may be the same one.
+        mask_suffix: what a mask's name has after the id, such as ``"_segmentation"``.
+        label_table: raw mask values -> class ids; None: they are class ids already.
+        intensity: see ``readers.to_uint8``.
+        spacing: (y, x) in mm, the same for every case; None when unknown.
+    Raises:
+        NotFoundError: ``root`` or one of its folders is not there.
+        DataError: listed cases without image, labelled/val/test cases without mask, two files of one id.
+        ConfigError: settings that do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        splits: Splits,
+        num_classes: int,
+        image_dir: str = "images",
+        mask_dir: str = "masks",
+        mask_suffix: str = "",
+        label_table: LabelTable | None = None,
+        intensity: str = "dtype",
+        spacing: tuple[float, float] | None = None,
+    ):
+        self.root = Path(root)
+        self.splits = splits
+        self.num_classes = num_classes
+        self.label_table = fitting_table(label_table, num_classes)
+        self.intensity = fitting_intensity(intensity)
+        self._spacing = fitting_spacing(spacing, axes="yx")
+        self.cache_settings = (intensity, repr(self.label_table))
+
+        if Path(image_dir) == Path(mask_dir) and not mask_suffix:
+            raise ConfigError(f"image_dir and mask_dir are both {image_dir!r}; then mask_suffix must tell masks apart")
+        if not self.root.is_dir():
+            raise NotFoundError(f"data folder {self.root} does not exist", hint="set the dataset's root")
+        found = scan_folder(self.root / image_dir, EXTENSIONS)
+        listed = [*splits.train, *splits.val, *splits.test]
+        check_against(splits, found, where=str(self.root / image_dir))
+        self._images = single_files(found, listed)
+
+        needed = sorted(splits.readable_masks)
+        found = scan_folder(self.root / mask_dir, EXTENSIONS) if needed else {}
+        if missing := [i for i in needed if i + mask_suffix not in found]:
+            raise DataError(
+                f"{len(missing)} of {len(needed)} labelled, val and test cases have no mask in {self.root / mask_dir}: "
+                + ", ".join(missing[:10])
+                + (", ..." if len(missing) > 10 else ""),
+                hint="unlabelled training cases need none; is the right labelled_*.txt chosen?",
+            )
+        masks = single_files(found, [i + mask_suffix for i in needed])
+        self._masks = {i: masks[i + mask_suffix] for i in needed}
+
+    def train_ids(self) -> list[str]:
+        """Every training case, sorted, labelled or not."""
+        return list(self.splits.train)
+
+    def labelled_ids(self) -> list[str]:
+        """The training cases whose masks may be read, sorted."""
+        return list(self.splits.labelled)
+
+    def eval_ids(self, split: str) -> list[str]:
+        """Cases of ``"val"`` or ``"test"``, sorted."""
+        return self.splits.of(split)
+
+    def image(self, case_id: str) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        return read_image(self._image_path(case_id), self.intensity)
+
+    def mask(self, case_id: str) -> np.ndarray:
+        """uint8 class ids (H, W), on the image's grid.
+
+        Raises:
+            DataError: an unlabelled training case, a value without a class, or another size than the image.
+        """
+        self.splits.require_readable_mask(case_id)
+        path = self._masks[case_id]
+        mask = self.label_table.apply(read_mask(path), where=str(path))
+        size = stored_size(self._images[case_id])
+        if mask.shape != size:
+            raise DataError(
+                f"{case_id}: the mask is {mask.shape[0]} x {mask.shape[1]}, the image {size[0]} x {size[1]} "
+                f"(height x width): {path}",
+                hint="make the mask fit its image; nothing is resized silently",
+            )
+        return mask
+
+    def spacing(self, case_id: str) -> tuple[float, ...] | None:
+        """(y, x) in mm, or None when unknown."""
+        return self._spacing
+
+    def fingerprint(self, case_id: str) -> str:
+        """sha256 of the image file."""
+        return file_sha256(self._image_path(case_id))
+
+    def mask_fingerprint(self, case_id: str) -> str:
+        """sha256 of the mask file.
+
+        Raises:
+            DataError: an unlabelled training case.
+        """
+        self.splits.require_readable_mask(case_id)
+        return file_sha256(self._masks[case_id])
+
+    def _image_path(self, case_id: str) -> Path:
+        if case_id not in self._images:
+            raise DataError(f"{case_id}: in none of the split lists of {self.splits.folder}")
+        return self._images[case_id]
+
+
+def single_files(found: dict[str, list[Path]], ids: list[str]) -> dict[str, Path]:
+    """The one file of each id.
+
+    Raises:
+        DataError: ids with several files, such as ``a.png`` beside ``a.jpg``.
+    """
+    several = [found[i] for i in ids if len(found[i]) > 1]
+    if several:
+        lines = "\n".join(" and ".join(str(path) for path in paths) for paths in several[:10])
+        raise DataError(f"{len(several)} ids have more than one file, of which none may be preferred:\n{lines}")
+    return {i: found[i][0] for i in ids}
+
+
+def fitting_table(label_table: LabelTable | None, num_classes: int) -> LabelTable:
+    """The table, or the one that leaves ids as they are.
+
+    Raises:
+        ConfigError: made for another number of classes.
+    """
+    table = LabelTable(None, num_classes) if label_table is None else label_table
+    if table.num_classes != num_classes:
+        raise ConfigError(f"the label table has {table.num_classes} classes, the dataset {num_classes}")
+    return table
+
+
+def fitting_intensity(intensity: str) -> str:
+    """``intensity`` itself.
+
+    Raises:
+        ConfigError: not one of ``INTENSITIES``; said when the dataset is built rather than at its first image.
+    """
+    if intensity not in INTENSITIES:
+        raise ConfigError(f"intensity {intensity!r} is unknown; allowed are {', '.join(INTENSITIES)}")
+    return intensity
+
+
+def fitting_spacing(spacing, *, axes: str) -> tuple[float, ...] | None:
+    """``spacing`` as a tuple of floats in mm, or None.
+
+    Raises:
+        ConfigError: not one positive number per letter of ``axes``.
+    """
+    if spacing is None:
+        return None
+    try:
+        numbers = tuple(float(v) for v in spacing)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != len(axes) or not all(0 < v < float("inf") for v in numbers):
+        raise ConfigError(f"spacing is {spacing!r}; needed is ({', '.join(axes)}), each above 0, in mm")
+    return numbers

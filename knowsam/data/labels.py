@@ -1,0 +1,172 @@
+"""Raw mask values (0/255, palette indices, colours) to class ids, by a declared table."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from knowsam.errors import ConfigError, DataError
+
+
+class LabelTable:
+    """Which raw mask values mean which class. A value that is not in the table is refused, never guessed.
+
+    Args:
+        declaration: ``{class_id: raw}`` where ``raw`` is a number, a list of numbers, or a list of ``[r, g, b]``
+            colours: ``{0: 0, 1: 255}``, ``{0: [0, 4], 1: [1, 2]}``, ``{0: [[0, 0, 0]], 1: [[255, 0, 0]]}``. A flat list
+            is always a list of numbers. None: the raw values are class ids already.
+        num_classes: K, background included; 2..255.
+        threshold: for binary masks stored as JPEG or with soft edges, instead of ``declaration``: a raw value above
+            it is class 1, any other is class 0.
+    Raises:
+        ConfigError: the classes are not exactly 0..K-1, a value belongs to two classes, numbers are mixed with
+            colours, or ``threshold`` comes with a declaration or with K != 2.
+
+    Example:
+        >>> LabelTable({0: 0, 1: 255}, num_classes=2).apply(np.array([[0, 255]], np.uint8))
+        array([[0, 1]], dtype=uint8)
+    """
+
+    def __init__(
+        self, declaration: Mapping | None = None, num_classes: int = 2, *, threshold: float | int | None = None
+    ):
+        if not 2 <= num_classes <= 255:
+            raise ConfigError(f"num_classes is {num_classes}; allowed is 2..255, background included")
+        self.num_classes = num_classes
+        self.threshold = threshold
+        self._class_of: dict[int, int] | None = None  # raw number, or colour packed as 0xRRGGBB
+        self._colours = False
+        if threshold is not None:
+            if declaration is not None:
+                raise ConfigError("labels: a table and a threshold exclude each other; remove one of them")
+            if num_classes != 2:
+                raise ConfigError(f"labels: a threshold makes 2 classes, but num_classes is {num_classes}")
+        elif declaration is not None:
+            self._class_of, self._colours = _parse(declaration, num_classes)
+            self._numbers = np.full(65536, -1, np.int16)
+            if not self._colours:
+                self._numbers[list(self._class_of)] = list(self._class_of.values())
+
+    def __repr__(self) -> str:
+        """Equal for tables that map alike, so that it can be part of a cache key."""
+        if self.threshold is not None:
+            return f"LabelTable(threshold={self.threshold}, num_classes={self.num_classes})"
+        pairs = None if self._class_of is None else sorted(self._class_of.items())
+        return f"LabelTable({pairs}, colours={self._colours}, num_classes={self.num_classes})"
+
+    def apply(self, raw: np.ndarray, where: str = "mask") -> np.ndarray:
+        """Class ids of a mask.
+
+        Args:
+            raw: uint8 or uint16 (..., H, W); or uint8 (H, W, 3), last axis colour, if the table has colours.
+            where: file name for the messages.
+        Returns:
+            uint8 (..., H, W), values 0..K-1.
+        Raises:
+            DataError: values that are not in the table (which, how many pixels, what is allowed), or colours where
+                the table has numbers.
+        """
+        if _is_coloured(raw) and not self._colours:
+            raise DataError(
+                f"{where}: the mask is a colour picture, but the label table has plain numbers",
+                hint="declare the colours, as in labels: {0: [[0, 0, 0]], 1: [[255, 0, 0]]}",
+            )
+        if self.threshold is not None:
+            return (raw > self.threshold).astype(np.uint8)
+        if self._class_of is None:
+            if raw.size and int(raw.max()) >= self.num_classes:
+                self._refuse(raw, raw >= self.num_classes, where)
+            return raw.astype(np.uint8)
+        if self._colours:
+            return self._apply_colours(raw, where)
+        ids = self._numbers[raw]
+        if (ids < 0).any():
+            self._refuse(raw, ids < 0, where)
+        return ids.astype(np.uint8)
+
+    def _apply_colours(self, raw: np.ndarray, where: str) -> np.ndarray:
+        wide = raw.astype(np.int64)
+        # a mask whose channels agree arrives as (H, W): grey v stands for the colour (v, v, v)
+        codes = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2] if _is_coloured(raw) else wide * 0x010101
+        present, position = np.unique(codes, return_inverse=True)
+        ids = np.array([self._class_of.get(int(code), -1) for code in present], np.int16)[position].reshape(codes.shape)
+        if (ids < 0).any():
+            self._refuse(codes, ids < 0, where)
+        return ids.astype(np.uint8)
+
+    def _refuse(self, values: np.ndarray, bad: np.ndarray, where: str) -> None:
+        found, counts = np.unique(values[bad], return_counts=True)
+        shown = ", ".join(
+            f"{self._name(int(v))} ({n} pixels)" for v, n in zip(found[:8], counts[:8].tolist(), strict=True)
+        )
+        more = f" and {len(found) - 8} more values" if len(found) > 8 else ""
+        if self._class_of is None:
+            allowed = f"0..{self.num_classes - 1}, because no label table is declared"
+        else:
+            allowed = ", ".join(f"{self._name(v)} (class {c})" for v, c in sorted(self._class_of.items())[:20])
+        hint = "add the values to the label table, or correct the mask"
+        if len(found) > 3 or str(where).lower().endswith((".jpg", ".jpeg")):
+            hint = "this looks like a mask saved as JPEG or with soft (anti-aliased) edges: save it without loss"
+            if self.num_classes == 2:
+                hint += ", or declare threshold: 127 instead of a label table (above it is class 1)"
+        elif self._class_of is None and self.num_classes == 2 and found.tolist() == [255]:
+            hint = "declare labels: {0: 0, 1: 255}"
+        raise DataError(f"{where}: mask values {shown}{more} have no class; allowed are {allowed}", hint=hint)
+
+    def _name(self, value: int) -> str:
+        return f"[{value >> 16}, {value >> 8 & 255}, {value & 255}]" if self._colours else str(value)
+
+
+def _is_coloured(raw: np.ndarray) -> bool:
+    """Whether ``read_mask`` gave colours. A stack of slices (D, H, 3) would look alike, but 3 pixels are no mask."""
+    return raw.ndim == 3 and raw.shape[-1] == 3
+
+
+def _parse(declaration: Mapping, num_classes: int) -> tuple[dict[int, int], bool]:
+    """``{raw: class}`` and whether the raw values are colours."""
+    by_class: dict[int, list] = {}
+    for key, raw in declaration.items():
+        try:
+            class_id = int(key)  # YAML and dotted overrides may bring text
+        except (TypeError, ValueError):
+            raise ConfigError(f"labels: class {key!r} is not a number") from None
+        if class_id in by_class:
+            raise ConfigError(f"labels: class {class_id} is declared twice")
+        by_class[class_id] = list(raw) if _is_list(raw) else [raw]
+    if sorted(by_class) != list(range(num_classes)):
+        raise ConfigError(
+            f"labels: classes {sorted(by_class)} are declared; needed are 0..{num_classes - 1}, each once"
+        )
+
+    kinds = {_is_list(raw) for values in by_class.values() for raw in values}
+    if len(kinds) > 1:
+        raise ConfigError("labels: numbers and [r, g, b] colours are mixed; use one of them")
+    class_of: dict[int, int] = {}
+    for class_id, values in by_class.items():
+        if not values:
+            raise ConfigError(f"labels: class {class_id} has no raw value")
+        for raw in values:
+            code = _colour_code(raw) if _is_list(raw) else _number(raw, 65535)
+            if code in class_of:
+                raise ConfigError(
+                    f"labels: raw value {raw} is declared twice (classes {class_of[code]} and {class_id})",
+                    hint="a colour is written as a list within the list: {1: [[255, 0, 0]]}",
+                )
+            class_of[code] = class_id
+    return class_of, kinds == {True}
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _colour_code(colour: Sequence) -> int:
+    if len(colour) != 3:
+        raise ConfigError(f"labels: {list(colour)} is not a colour; write [r, g, b], each 0..255")
+    red, green, blue = (_number(part, 255) for part in colour)
+    return red << 16 | green << 8 | blue
+
+
+def _number(value, maximum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= maximum:
+        raise ConfigError(f"labels: raw value {value!r} is not a whole number in 0..{maximum}")
+    return value

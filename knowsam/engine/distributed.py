@@ -1,0 +1,218 @@
+"""Ranks, devices and collectives. Every function is valid, and does the obvious thing, without a process group."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from knowsam.errors import ConfigError, KnowsamError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Who this process is among those that train together.
+
+    Attributes:
+        rank: 0 .. world_size - 1 over all machines.
+        world_size: number of processes.
+        local_rank: 0 .. on this machine.
+        device: where this process computes.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+
+def setup(device_choice: str = "auto", timeout: float = 600.0) -> Rank:
+    """Choose the device and, when torchrun started several processes, join them (gloo on CPU, NCCL on CUDA).
+
+    Args:
+        device_choice: ``auto`` (CUDA if there is one, else CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        timeout: seconds that a collective may take; must exceed whatever one rank does while the others wait.
+    Returns:
+        This process' rank and device; rank 0 of 1 when torchrun is not involved.
+    Raises:
+        ConfigError: unknown or absent device, or more processes on this machine than devices.
+    """
+    rank, world_size = _env_int("RANK", 0), _env_int("WORLD_SIZE", 1)
+    local_rank = _env_int("LOCAL_RANK", 0)
+    device = _choose_device(device_choice, local_rank, _env_int("LOCAL_WORLD_SIZE", 1))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            dist.init_process_group("nccl", timeout=timedelta(seconds=timeout), device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
+    return Rank(rank, world_size, local_rank, device)
+
+
+def teardown() -> None:
+    """Leave the process group, if there is one."""
+    if _joined():
+        dist.destroy_process_group()
+
+
+def is_main() -> bool:
+    """True on rank 0, which alone writes and speaks."""
+    return (dist.get_rank() if _joined() else _env_int("RANK", 0)) == 0
+
+
+def rank() -> int:
+    """Rank of this process; 0 without a process group."""
+    return dist.get_rank() if _joined() else _env_int("RANK", 0)
+
+
+def world_size() -> int:
+    """Number of processes in the group; 1 without one."""
+    return dist.get_world_size() if _joined() else 1
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if _joined():
+        dist.barrier()
+
+
+def all_reduce_mean(values: Mapping[str, float]) -> dict[str, float]:
+    """Mean over ranks of each value.
+
+    Args:
+        values: plain numbers; every rank must bring the same names.
+    Returns:
+        The same names in the same order.
+    """
+    if world_size() == 1 or not values:
+        return dict(values)
+    names = sorted(values)  # ranks may have filled their dictionaries in different orders
+    total = torch.tensor([values[name] for name in names], dtype=torch.float64, device=_collective_device())
+    dist.all_reduce(total)
+    mean = dict(zip(names, (total / world_size()).tolist(), strict=True))
+    return {name: mean[name] for name in values}
+
+
+def all_true(flag: bool) -> bool:
+    """True when the flag holds on every rank, so that one rank's non-finite loss stops all before the update."""
+    if world_size() == 1:
+        return bool(flag)
+    least = torch.tensor(int(bool(flag)), device=_collective_device())
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return bool(least.item())
+
+
+def broadcast_object(value: T, source: int = 0) -> T:
+    """The picklable ``value`` of rank ``source``, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=source, device=_collective_device())
+    return box[0]
+
+
+def call_on_main(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Run ``function`` on rank 0 only and give its (picklable) result to all.
+
+    A KnowsamError raised there is raised on every rank, so that nobody is left waiting in a collective; the command
+    line prints it once. Any other exception is a bug of rank 0: the others see a KnowsamError that says so.
+    """
+    failure: BaseException | None = None
+    outcome: tuple[Any, KnowsamError | None] = (None, None)
+    if is_main():
+        try:
+            outcome = (function(*args, **kwargs), None)
+        except KnowsamError as error:
+            failure, outcome = error, (None, error)
+        except Exception as error:
+            failure, outcome = error, (None, KnowsamError(f"rank 0 failed: {type(error).__name__}: {error}"))
+    result, told = broadcast_object(outcome)
+    if failure is not None:
+        raise failure
+    if told is not None:
+        told.told_by_main = True  # read by knowsam.cli.main
+        raise told
+    return result
+
+
+def replicas_equal(module: nn.Module, *, buffers: bool = False) -> list[str]:
+    """Names of the tensors of ``module`` that differ between ranks; empty when the replicas agree.
+
+    Args:
+        module: same architecture on every rank; all ranks must call.
+        buffers: compare buffers too. Off by default because DDP sends rank 0's buffers (batch norm's statistics) at the
+            *start* of a forward pass: between two steps they may differ and be right.
+    """
+    if world_size() == 1:
+        return []
+    tensors = dict(module.named_parameters())
+    if buffers:
+        tensors |= dict(module.named_buffers())
+    if not tensors:
+        return []
+    low = torch.tensor([_hash64(tensor) for tensor in tensors.values()], device=_collective_device())
+    high = low.clone()
+    dist.all_reduce(low, op=dist.ReduceOp.MIN)
+    dist.all_reduce(high, op=dist.ReduceOp.MAX)
+    return [name for name, differs in zip(tensors, (low != high).tolist(), strict=True) if differs]
+
+
+def _hash64(tensor: torch.Tensor) -> int:
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
+
+
+def _choose_device(choice: str, local_rank: int, local_world_size: int) -> torch.device:
+    if choice == "auto":
+        choice = "cuda" if torch.cuda.is_available() else "cpu"
+    if choice == "cpu":
+        return torch.device("cpu")
+    if choice == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigError("device 'mps' is not available on this machine", hint="Use device 'auto' or 'cpu'.")
+        if local_world_size > 1:
+            raise ConfigError(f"{local_world_size} processes, but 'mps' is one device", hint="Start one process.")
+        return torch.device("mps")
+    kind, _, index = choice.partition(":")
+    if kind != "cuda" or (":" in choice and not index.isdecimal()):
+        raise ConfigError(f"unknown device {choice!r}; allowed: auto, cpu, cuda, cuda:N, mps")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise ConfigError(f"device {choice!r} asked for, but torch sees no CUDA device", hint="Use 'auto' or 'cpu'.")
+    if index:
+        if local_world_size > 1:
+            raise ConfigError(
+                f"device {choice!r} names one device, but {local_world_size} processes run on this machine",
+                hint="Use device 'cuda': each process then takes the device of its local rank.",
+            )
+        if int(index) >= count:
+            raise ConfigError(f"device {choice!r} does not exist; this machine has cuda:0 to cuda:{count - 1}")
+        return torch.device("cuda", int(index))
+    if local_world_size > count:
+        raise ConfigError(
+            f"{local_world_size} processes on this machine, but only {count} CUDA device{'s' if count > 1 else ''}",
+            hint=f"Start torchrun with --nproc-per-node={count}.",
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _collective_device() -> torch.device:
+    # NCCL moves device memory only
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _env_int(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default

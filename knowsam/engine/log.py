@@ -1,0 +1,326 @@
+"""What the engine says and records: console lines, a progress line, ``metrics.jsonl`` and TensorBoard."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from knowsam.engine.distributed import is_main
+
+_BUFFERED_LINES = 10_000
+
+
+def say(message: str) -> None:
+    """Print a line on rank 0. A console that is gone or cannot show a character never stops a training."""
+    if is_main():
+        _print(message, sys.stdout)
+
+
+def warn(message: str, *, every_rank: bool = False) -> None:
+    """Print ``warning: ...`` on stderr; on rank 0 only unless ``every_rank``."""
+    if every_rank or is_main():
+        _print(f"warning: {message}", sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """``0:04:09``, or ``2d 03:04:09``; ``--`` for what is not known (NaN, infinite, negative)."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "--"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{days}d {hour:02d}:{minute:02d}:{second:02d}" if days else f"{hour}:{minute:02d}:{second:02d}"
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``; lines that are not whole (a killed writer's last one) are left out."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    return [record for record, _ in _records(data)]
+
+
+class MetricsLog:
+    """Appends one JSON object a line to ``metrics.jsonl``, and the same numbers to TensorBoard. Silent on other ranks.
+
+    No write problem stops a training: lines that cannot be written wait in memory (the newest 10,000) for the disk to
+    recover, TensorBoard is switched off; one warning each.
+
+    Args:
+        folder: the run folder; exists.
+        tensorboard: also write TensorBoard events under ``tensorboard/``.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, tensorboard: bool = True):
+        self.path = Path(folder) / "metrics.jsonl"
+        self._events = Path(folder) / "tensorboard"
+        self._tensorboard = tensorboard
+        self._purge_step: int | None = None
+        self._writer: Any = None
+        self._file: Any = None
+        self._pending: deque[bytes] = deque(maxlen=_BUFFERED_LINES)
+        self._warned = False
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def truncate_after(self, step: int) -> None:
+        """Forget what was recorded after the checkpoint of ``step``; call on resume, before the first ``write``.
+
+        Lines of a later step and torn lines go; TensorBoard hides its later events (``purge_step``).
+
+        Raises:
+            StorageError: the file cannot be rewritten; it is then untouched.
+        """
+        if not is_main():
+            return
+        from knowsam.engine.checkpoint import write_atomically  # it speaks through this module
+
+        self._close_file()
+        if self.path.exists():
+            kept = b"".join(line for record, line in _records(self.path.read_bytes()) if record["step"] <= step)
+            write_atomically(self.path, lambda file: file.write(kept), need=len(kept))
+        self._purge_step = step + 1
+
+    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Record ``{"step": step, "kind": kind, **values}``.
+
+        Args:
+            kind: ``train`` or ``val``; also the first part of TensorBoard's tag, ``train/loss``.
+            step: optimizer updates done.
+            values: plain numbers; NaN and infinity become null in the JSON.
+        """
+        if not is_main():
+            return
+        assert not {"step", "kind"} & set(values), "names taken by the record itself"
+        numbers = {name: _json_number(value) for name, value in values.items()}
+        record = {"step": step, "kind": kind, **numbers}
+        self._pending.append(json.dumps(record, allow_nan=False).encode() + b"\n")
+        self._write_pending()
+        if self._tensorboard:
+            self._guard(lambda: self._write_events(kind, step, values))
+
+    def flush(self) -> None:
+        """Sync everything to the disk; call before a checkpoint is saved, which must not be newer than its metrics."""
+        self._write_pending()
+        if self._file is not None:
+            with suppress(OSError):
+                os.fsync(self._file.fileno())
+        if self._writer is not None:
+            self._guard(self._writer.flush)
+
+    def close(self) -> None:
+        """Flush and close; writing again reopens."""
+        self.flush()
+        self._close_file()
+        if self._writer is not None:
+            self._guard(self._writer.close)
+        self._writer = None
+
+    def _write_pending(self) -> None:
+        if not self._pending:
+            return
+        try:
+            if self._file is None:
+                self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - stays open between calls
+                _end_last_line(self.path)
+            end = os.fstat(self._file.fileno()).st_size
+            try:
+                while self._pending:
+                    if self._file.write(self._pending[0]) != len(self._pending[0]):
+                        raise OSError("disk full")
+                    self._pending.popleft()
+                    end = os.fstat(self._file.fileno()).st_size
+            except OSError:
+                with suppress(OSError):
+                    self._file.truncate(end)  # no half line for the retry to append to
+                raise
+        except OSError as error:
+            if not self._warned:
+                warn(f"cannot write {self.path}: {error.strerror or error}; metrics wait in memory, training goes on")
+            self._warned = True
+
+    def _write_events(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # about a second, so only when needed
+
+            self._writer = SummaryWriter(str(self._events), purge_step=self._purge_step, flush_secs=30)
+            self._purge_step = None
+        for name, value in values.items():
+            self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def _guard(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except (OSError, ImportError) as error:
+            self._tensorboard, self._writer = False, None
+            warn(f"TensorBoard is off from here: {error}; metrics.jsonl goes on")
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+
+class Progress:
+    """Progress of a training: steps, loss terms, images per second, time left.
+
+    A live line on a terminal; elsewhere a plain line every ``log_every`` steps, without control characters. Speaks on
+    rank 0 only. Use as a context manager.
+
+    Args:
+        max_steps: where training ends.
+        start_step: updates already done when it begins (resume).
+        log_every: steps between plain lines.
+        file: stdout if None.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        max_steps: int,
+        *,
+        start_step: int = 0,
+        log_every: int = 20,
+        file: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.max_steps = max_steps
+        self.step = start_step
+        self.log_every = log_every
+        self._file = file
+        self._clock = clock
+        self._last = clock()
+        self._said = start_step
+        self._terms = ""
+        # The newest updates only: the first ones (warm-up, compilation) are soon forgotten.
+        self._recent: deque[tuple[float, int, int]] = deque(maxlen=100)
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> "Progress":
+        self._last = self._clock()
+        file = self._file or sys.stdout
+        if is_main() and file.isatty() and os.environ.get("TERM") != "dumb":
+            self._bar, self._task = _live_bar(file, self.max_steps, self.step)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = None
+
+    def update(self, step: int, terms: Mapping[str, float] | None = None, *, images: int = 0) -> None:
+        """Tell of finished updates.
+
+        Args:
+            step: updates done in all.
+            terms: losses by name, plain numbers; the line keeps the last ones given.
+            images: images used since the last call, over all ranks.
+        """
+        now = self._clock()
+        if step > self.step:
+            self._recent.append((max(now - self._last, 0.0), step - self.step, images))
+        crossed = step // self.log_every > self._said // self.log_every or (step >= self.max_steps > self._said)
+        self.step, self._last = step, now
+        if terms is not None:
+            self._terms = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=self._text())
+        elif crossed:
+            self._said = step
+            self.print_line(f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  {self._text()}")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside (validation, saving) out of images per second and time left."""
+        before = self._clock()
+        try:
+            yield
+        finally:
+            self._last += self._clock() - before
+
+    def print_line(self, message: str) -> None:
+        """Print a line, above the live line if there is one."""
+        if not is_main():
+            return
+        if self._bar is not None:
+            self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        else:
+            _print(message, self._file or sys.stdout)
+
+    @property
+    def seconds_left(self) -> float:
+        """Expected seconds until ``max_steps``, validation not counted; NaN while nothing is known."""
+        steps = sum(item[1] for item in self._recent)
+        return sum(item[0] for item in self._recent) / steps * (self.max_steps - self.step) if steps else math.nan
+
+    @property
+    def images_per_second(self) -> float:
+        """Over the newest updates; NaN while nothing is known."""
+        seconds = sum(item[0] for item in self._recent)
+        return sum(item[2] for item in self._recent) / seconds if seconds > 0 else math.nan
+
+    def _text(self) -> str:
+        speed = self.images_per_second
+        parts = [self._terms, f"{speed:.1f} images/s" if speed > 0 else "", f"eta {duration(self.seconds_left)}"]
+        return "  ".join(part for part in parts if part)
+
+
+def _live_bar(file: TextIO, max_steps: int, step: int) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+    from rich.table import Column
+
+    text = TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    bar = Bar(MofNCompleteColumn(), BarColumn(bar_width=20), text, console=Console(file=file), refresh_per_second=4)
+    return bar, bar.add_task("", total=max_steps, completed=step, text="")
+
+
+def _records(data: bytes) -> Iterator[tuple[dict[str, Any], bytes]]:
+    for line in data.splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            continue  # torn: even if it parses, a number may have lost digits
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield record, line
+
+
+def _end_last_line(path: Path) -> None:
+    """Cut what a killed writer left behind the last newline, so that the next line starts a line."""
+    with open(path, "rb+") as file:
+        data = file.read()
+        if data and not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def _json_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _print(message: str, file: TextIO) -> None:
+    try:
+        print(message, file=file, flush=True)
+    except UnicodeEncodeError:
+        print(message.encode("ascii", "backslashreplace").decode(), file=file, flush=True)
+    except OSError:
+        # The reader is gone (`| head -1`, a closed terminal). Python flushes once more at its end: give it a place.
+        with suppress(OSError, ValueError):
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, file.fileno())
+            os.close(sink)

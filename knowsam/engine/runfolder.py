@@ -1,0 +1,224 @@
+"""One folder a run: what it was asked to do, where it did it, what came out."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from knowsam.engine.checkpoint import git_diff, write_atomically
+from knowsam.engine.distributed import is_main, rank
+from knowsam.engine.log import warn
+from knowsam.errors import NotFoundError, RunFolderError
+
+_OURS = {".lock", "config.yaml", "overrides.txt", "environment.json", "splits.json", "metrics.jsonl", "status.json"}
+
+
+class RunFolder:
+    """The paths of a run, and the lock that keeps a second process out.
+
+    Args:
+        path: the folder; made, with its parents, if ``create``.
+        create: False for commands that only read a run.
+    Attributes:
+        config, overrides, environment, diff, splits, metrics, last, best, status_file: files; may not exist yet.
+        tensorboard, evaluation, errors: folders; made when first needed.
+    Raises:
+        NotFoundError: not ``create`` and the folder is no run.
+        RunFolderError: the folder cannot be written, is a file, or holds something that is not a run.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, create: bool = True):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.overrides = self.path / "overrides.txt"
+        self.environment = self.path / "environment.json"
+        self.diff = self.path / "git.diff"
+        self.splits = self.path / "splits.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.last = self.path / "last.pt"
+        self.best = self.path / "best.pt"
+        self.status_file = self.path / "status.json"
+        self.evaluation = self.path / "evaluation"
+        self.errors = self.path / "errors"
+        self._handle: int | None = None
+        if create:
+            self._create()
+        elif not self.exists(self.path):
+            raise NotFoundError(f"no run in {self.path} (no config.yaml)", hint="Give the folder that training wrote.")
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @staticmethod
+    def exists(path: str | os.PathLike) -> bool:
+        """True when ``path`` holds a run, finished or not."""
+        return (Path(path) / "config.yaml").is_file()
+
+    @property
+    def resumable(self) -> bool:
+        """True when there is a checkpoint to go on from (it may turn out to be damaged)."""
+        return self.last.exists() or self.last.with_name("last.prev.pt").exists()
+
+    @property
+    def complete(self) -> bool:
+        """True when the run says that it reached its end."""
+        return self.read_status().get("state") == "complete"
+
+    def lock(self) -> None:
+        """Keep other processes out until ``unlock`` or the end of this process, however it ends. Rank 0 only.
+
+        Raises:
+            RunFolderError: another process holds the lock; says which, where and since when.
+        """
+        if not is_main() or self._handle is not None:
+            return
+        # The file stays: were it removed, one process could lock the old file and another a new one.
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                warn(f"{self.path}: this file system has no locks; do not start a second process on this folder")
+                return
+            raise RunFolderError(
+                f"{self.path} is locked by {self._holder()}",
+                hint="Wait for it to end, or choose another folder with run=...",
+            ) from None
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode(), 0)
+        self._handle = handle
+        # A forked data worker shares the lock; without this one that outlives us would hold it.
+        os.register_at_fork(after_in_child=self._close)
+
+    def unlock(self) -> None:
+        """Let others in; without effect when not locked."""
+        self._close()
+
+    def __enter__(self) -> "RunFolder":
+        self.lock()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.unlock()
+
+    def describe(
+        self, config: str, overrides: Sequence[str], environment: Mapping[str, str], splits: Mapping[str, Any]
+    ) -> None:
+        """Write down what the run is: rank 0 calls it once, before the first step.
+
+        Args:
+            config: the resolved config, YAML text.
+            overrides: dotted words of the command line.
+            environment: from ``environment_fingerprint``.
+            splits: split hashes by name.
+        Raises:
+            StorageError: a write failed.
+        """
+        self.write_text(self.overrides, "".join(f"{word}\n" for word in overrides))
+        self.write_json(self.environment, dict(environment))
+        self.write_json(self.splits, dict(splits))
+        diff = git_diff()
+        if diff:
+            self.write_text(self.diff, diff)
+        self.write_text(self.config, config)  # last: it makes the folder a run
+
+    def status(self, state: str, step: int, **more: Any) -> None:
+        """Replace ``status.json``. Information only: a write that fails is a warning, never the end of a training.
+
+        Args:
+            state: ``running``, ``complete``, ``interrupted`` or ``failed``.
+            step: optimizer updates done.
+            more: plain values, for example ``code=79, reason="..."``.
+        """
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        record = {"state": state, "step": step, "pid": os.getpid(), "host": socket.gethostname(), "time": now, **more}
+        if not is_main():
+            return
+        try:
+            self.write_json(self.status_file, record)
+        except Exception as error:
+            warn(str(error))
+
+    def read_status(self) -> dict[str, Any]:
+        """Content of ``status.json``; empty when there is none or it cannot be read."""
+        return self.read_json(self.status_file)
+
+    def write_error(self, error: BaseException) -> Path | None:
+        """Put the whole traceback into ``errors/<time>-rank<k>.txt``; None when even that fails. Any rank."""
+        name = self.errors / f"{time.strftime('%Y%m%d-%H%M%S')}-rank{rank()}.txt"
+        try:
+            self.errors.mkdir(exist_ok=True)
+            name.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
+        except OSError:
+            return None
+        return name
+
+    @staticmethod
+    def write_text(path: Path, text: str) -> None:
+        """Replace a file, all or nothing. Raises StorageError."""
+        data = text.encode()
+        write_atomically(path, lambda file: file.write(data), need=len(data))
+
+    @classmethod
+    def write_json(cls, path: Path, value: Any) -> None:
+        """Replace a JSON file, all or nothing. Raises StorageError."""
+        cls.write_text(path, json.dumps(value, indent=2) + "\n")
+
+    @staticmethod
+    def read_json(path: Path) -> dict[str, Any]:
+        """A JSON object; empty when the file is missing or is not one."""
+        with suppress(OSError, ValueError):
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(value, dict):
+                return value
+        return {}
+
+    def _create(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            names = os.listdir(self.path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        strangers = [name for name in names if not name.startswith(".")]
+        if strangers and not _OURS.intersection(names):
+            raise RunFolderError(
+                f"{self.path} is not empty and holds no run (found {', '.join(sorted(strangers)[:3])})",
+                hint="Choose a new folder with run=...",
+            )
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise self._unwritable(PermissionError(errno.EACCES, "Permission denied"))
+
+    def _unwritable(self, error: OSError) -> RunFolderError:
+        return RunFolderError(
+            f"cannot write into run folder {self.path}: {error.strerror or error}",
+            hint="Choose a folder that you may write with run=...",
+        )
+
+    def _holder(self) -> str:
+        for _ in range(10):  # the holder writes its name just after it has the lock
+            holder = self.read_json(self.path / ".lock")
+            if holder:
+                return f"pid {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
+            time.sleep(0.02)
+        return "another process"
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+        self._handle = None

@@ -1,0 +1,279 @@
+"""The training loop: read once from top to bottom. It knows the method's contract and nothing of any method."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from knowsam.data.streams import RawBatch, TwoStreams, derive_seed
+from knowsam.engine import distributed
+from knowsam.engine.checkpoint import environment_fingerprint, save_checkpoint
+from knowsam.engine.distributed import Rank
+from knowsam.engine.evaluate import Evaluation
+from knowsam.engine.log import MetricsLog, Progress
+from knowsam.engine.optim import ScheduledOptimizer
+from knowsam.engine.runfolder import RunFolder
+from knowsam.errors import KnowsamError, NumericError
+from knowsam.methods.base import SSLMethod
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Interrupted(KnowsamError):
+    """A signal asked for an end; the checkpoint is saved and the same command goes on from it."""
+
+    exit_code = 75
+    kind = "interrupted"
+
+
+@dataclass
+class TrainState:
+    """Where a run stands, besides the weights.
+
+    Attributes:
+        step: optimizer updates done.
+        best: ``dice`` and ``step`` of the best validation so far; empty before the first.
+    """
+
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    method: SSLMethod,
+    streams: TwoStreams,
+    augmenter: Callable[..., Any],
+    optimizers: Mapping[str, ScheduledOptimizer],
+    validate: Callable[[], Evaluation],
+    *,
+    run: RunFolder,
+    rank: Rank,
+    config_yaml: str,
+    max_steps: int,
+    seed: int,
+    precision: str = "fp32",
+    accumulate: int = 1,
+    clip_norm: float = 0.0,
+    validate_every: int = 200,
+    checkpoint_every: int = 200,
+    log_every: int = 20,
+    workers: int = 0,
+    tensorboard: bool = True,
+    resume: Mapping[str, Any] | None = None,
+    stop_at: int | None = None,
+) -> TrainState:
+    """Train to ``max_steps`` and leave ``last.pt``, ``best.pt`` and ``metrics.jsonl`` in the run folder.
+
+    Args:
+        method: on ``rank.device``; with several processes every rank holds the same weights.
+        streams: batch t of this rank.
+        augmenter: raw batch, seed -> Batch.
+        optimizers: one per group of ``method.trainable_groups()``.
+        validate: scores the method on the validation split; called on rank 0 alone.
+        run: locked folder.
+        rank: this process.
+        config_yaml: resolved configuration, stored in the checkpoints so that they know their architecture.
+        max_steps: optimizer updates in all.
+        seed: of the run; all noise of micro-batch t is a function of (seed, rank, t).
+        precision: ``fp32``, ``bf16`` or ``fp16`` autocast; losses are float32 in any case.
+        accumulate: micro-batches per update.
+        clip_norm: largest gradient norm per optimizer; 0 for no clipping.
+        validate_every, checkpoint_every, log_every: updates between each; all three also at the end.
+        workers: loader processes; their number changes no result.
+        tensorboard: write events beside ``metrics.jsonl``.
+        resume: a loaded ``last.pt``.
+        stop_at: end early after this many updates, as if interrupted (for tests of resuming).
+    Raises:
+        NumericError: a loss term is not finite; nothing was updated with it.
+        Interrupted: a signal came; the checkpoint is saved.
+    """
+    state = TrainState()
+    scaler = torch.amp.GradScaler(rank.device.type, enabled=precision == "fp16")
+    if resume is not None:
+        method.load_state_dict(resume["method"])
+        for name, item in optimizers.items():
+            item.optimizer.load_state_dict(resume["optimizers"][name])
+        scaler.load_state_dict(resume["scaler"])
+        state = TrainState(resume["step"], dict(resume["best"]))
+
+    runner: nn.Module = method
+    if rank.world_size > 1:
+        # Around the whole method: calling a part of it past DDP's forward would let the replicas drift apart unnoticed.
+        # A view of the bucket as gradient saves a copy; it must be set up before the first backward.
+        ids = [rank.device.index] if rank.device.type == "cuda" else None
+        runner = nn.parallel.DistributedDataParallel(method, device_ids=ids, gradient_as_bucket_view=True)
+
+    def save() -> None:
+        log.flush()  # a checkpoint is never newer than its metrics
+        contents = {
+            "method": method.state_dict(),
+            "optimizers": {name: item.optimizer.state_dict() for name, item in optimizers.items()},
+            "scaler": scaler.state_dict(),
+            "step": state.step,
+            "best": state.best,
+            "config": config_yaml,
+            "environment": environment_fingerprint(rank.device),
+            "world_size": rank.world_size,
+        }
+        save_checkpoint(run.last, contents)
+
+    def run_validation() -> None:
+        evaluation = validate()
+        scores = {f"dice_{output}": evaluation.dice(output) for output in evaluation.outputs}
+        log.write("val", state.step, scores)
+        deployed = evaluation.dice()
+        if deployed > state.best.get("dice", -1.0):
+            state.best = {"dice": deployed, "step": state.step}
+            contents = {"method": method.state_dict(), "step": state.step, "best": state.best, "config": config_yaml}
+            save_checkpoint(run.best, contents, keep_previous=False)
+        shown = "  ".join(f"{name.removeprefix('dice_')} {100 * value:.2f}" for name, value in scores.items())
+        progress.print_line(f"step {state.step}: validation Dice %  {shown}  (best {100 * state.best['dice']:.2f})")
+
+    method.train()
+    log = MetricsLog(run, tensorboard=tensorboard)
+    if state.step or run.metrics.exists():
+        log.truncate_after(state.step)
+    images_per_step = sum(streams.batch.values()) * accumulate * rank.world_size
+    first, last = state.step * accumulate, max_steps * accumulate
+    loader = streams.loader(first, last, workers=workers, pin_memory=rank.device.type == "cuda")
+    batches = zip(range(first, last), loader, strict=True)
+    progress = Progress(max_steps, start_step=state.step, log_every=log_every)
+    stop = _StopSignal()
+    try:
+        with log, progress, stop:
+            while state.step < max_steps:
+                step = state.step
+                for item in optimizers.values():
+                    item.optimizer.zero_grad(set_to_none=True)
+                rates = {f"lr_{name}": item.set_lr(step, max_steps) for name, item in optimizers.items()}
+                for micro in range(accumulate):
+                    t, raw = next(batches)
+                    raw = RawBatch(*(x.to(rank.device, non_blocking=True) for x in raw))
+                    batch = augmenter(*raw, seed=derive_seed(seed, "augment", rank.rank, t))
+                    # Dropout of batch t depends on t alone, so resuming needs no generator state.
+                    torch.manual_seed(derive_seed(seed, "noise", rank.rank, t) & 0xFFFFFFFF)
+                    # Gradients are exchanged once per update, with the last micro-batch.
+                    last_micro = micro == accumulate - 1
+                    with contextlib.nullcontext() if last_micro or runner is method else runner.no_sync():
+                        with _autocast(rank.device, precision):
+                            out = runner(batch, step)
+                        total = torch.stack([term.float() for term in out.losses.values()]).sum()
+                        _refuse_non_finite(total, out.losses, t, step, streams, run)
+                        scaler.scale(total / accumulate).backward()
+                norms: dict[str, Tensor] = {}
+                for name, item in optimizers.items():
+                    if clip_norm > 0:
+                        scaler.unscale_(item.optimizer)
+                        norms[f"grad_norm_{name}"] = nn.utils.clip_grad_norm_(item.parameters, clip_norm)
+                    scaler.step(item.optimizer)
+                scaler.update()
+                method.after_step(step)
+                state.step = step + 1
+
+                finished = state.step == max_steps
+                values = None
+                if state.step % log_every == 0 or finished:
+                    values = _to_floats({"loss": total, **out.losses, **out.monitors, **norms})
+                    values = distributed.all_reduce_mean(values)
+                progress.update(
+                    state.step, values and {k: values[k] for k in ("loss", *out.losses)}, images=images_per_step
+                )
+                if values is not None:
+                    log.write("train", state.step, {**values, **rates, "images_per_second": progress.images_per_second})
+                if state.step % validate_every == 0 or finished:
+                    with progress.paused():
+                        state.best = distributed.call_on_main(lambda: (run_validation(), state.best)[1])
+                # One rank's signal stops all of them after the same step.
+                going_on = distributed.all_true(not stop.name) and state.step != stop_at
+                if state.step % checkpoint_every == 0 or finished or not going_on:
+                    with progress.paused():
+                        differing = distributed.replicas_equal(method)
+                        assert not differing, f"replicas differ after step {state.step}: {differing[:5]}"
+                        distributed.call_on_main(save)
+                    run.status("complete" if finished else "running", state.step)
+                if not going_on and not finished:
+                    run.status("interrupted", state.step, reason=stop.name or "stop_at")
+                    if stop.name:
+                        raise Interrupted(
+                            f"stopped by {stop.name} after step {state.step}; the checkpoint is saved",
+                            hint="The same command goes on from there.",
+                        )
+                    break
+    except KnowsamError as error:
+        if not isinstance(error, Interrupted):
+            run.status("failed", state.step, code=error.exit_code, reason=str(error))
+        raise
+    except BaseException as error:
+        run.status("failed", state.step, reason=f"{type(error).__name__}: {error}")
+        run.write_error(error)
+        raise
+    return state
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """The dtype of autocast for ``fp32``, ``bf16`` or ``fp16``; None for none."""
+    return DTYPES[precision]
+
+
+@contextlib.contextmanager
+def _autocast(device: torch.device, precision: str) -> Iterator[None]:
+    dtype = DTYPES[precision]
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        yield
+
+
+def _to_floats(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Move scalars off the device in one transfer."""
+    device = values["loss"].device
+    stacked = torch.stack([v.detach().float().to(device) for v in values.values()])
+    return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def _refuse_non_finite(
+    total: Tensor, losses: Mapping[str, Tensor], t: int, step: int, streams: TwoStreams, run: RunFolder
+) -> None:
+    if distributed.all_true(bool(torch.isfinite(total))):
+        return
+    bad = [name for name, term in losses.items() if not torch.isfinite(term)]
+    if not bad:  # another rank's
+        raise NumericError(f"step {step}: a loss term is not finite on another rank; nothing was updated")
+    cases = {
+        stream: [getattr(streams, stream).ids[i] for i in streams.indices(stream, t)] for stream in streams.batch
+    }
+    record = {"step": step, "terms": {k: str(v.item()) for k, v in losses.items()}, "cases": cases}
+    name = run.errors / f"nonfinite-step{step}-rank{distributed.rank()}.json"
+    run.errors.mkdir(exist_ok=True)
+    run.write_json(Path(name), record)
+    raise NumericError(
+        f"step {step}: not finite: {', '.join(bad)}; nothing was updated with it. The batch is listed in {name}",
+        hint="Lower optim.*.lr, set train.clip_norm, or use train.precision=fp32 or bf16.",
+    )
+
+
+class _StopSignal:
+    """While entered, SIGTERM, SIGUSR1 and the first Ctrl-C only set ``name``; a second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopSignal":
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            # Only the main thread may set handlers; elsewhere (a test, a notebook's worker) signals stay as they are.
+            with contextlib.suppress(ValueError):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self.name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name

@@ -1,0 +1,66 @@
+"""What a user can cause. The command line prints these without a traceback and exits with their code."""
+
+
+class KnowsamError(Exception):
+    """A user's mistake: what came, what is allowed, and (``hint``) what to do about it.
+
+    Args:
+        message: what came and what is allowed; may hold several lines when several things are wrong.
+        hint: what to do, one sentence; printed on its own line.
+    """
+
+    exit_code = 1
+    kind = "error"
+
+    def __init__(self, message: str, *, hint: str = ""):
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(KnowsamError):
+    """Unknown key, wrong type, impossible pair of settings."""
+
+    exit_code = 78
+    kind = "config"
+
+
+class DataError(KnowsamError):
+    """Bad, mismatched or leaking data or split lists."""
+
+    exit_code = 65
+    kind = "data"
+
+
+class NotFoundError(KnowsamError):
+    """A file, folder, run or checkpoint that is not there."""
+
+    exit_code = 66
+    kind = "not found"
+
+
+class CheckpointError(KnowsamError):
+    """Weights or a checkpoint that cannot be used as they are."""
+
+    exit_code = 80
+    kind = "checkpoint"
+
+
+class StorageError(KnowsamError):
+    """The disk is full or a write failed."""
+
+    exit_code = 74
+    kind = "storage"
+
+
+class RunFolderError(KnowsamError):
+    """The run folder is in use by another process, or holds a different run."""
+
+    exit_code = 73
+    kind = "run folder"
+
+
+class NumericError(KnowsamError):
+    """A loss that is not finite."""
+
+    exit_code = 79
+    kind = "numeric"

@@ -1,0 +1,197 @@
+"""KnowSAM: two co-trained students, a fusion head, and SAM as their teacher."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from knowsam.data.batch import Batch
+from knowsam.losses import consistency_loss, entropy_loss, entropy_map, sam_distillation_loss, segmentation_loss
+from knowsam.methods.base import Prediction, SSLMethod, StepOutput
+from knowsam.methods.supervised import output_names
+from knowsam.mixing import cells_to_mask, paste, select_cells
+from knowsam.models.students import DeployedStudents, Students
+from knowsam.schedules import sigmoid_rampup
+
+
+class KnowSAM(SSLMethod):
+    """Co-training + SAM-induced distillation + feedback of the fused prediction to SAM + uncertainty-guided mixing.
+
+    Per student v: (seg + skd_weight KL(SAM -> v) + entropy_weight H + w(t) consistency with the other student) / 2;
+    the fusion head: seg on the labelled images; SAM: seg on the labelled images. From ``mix_start`` on, the students
+    and the fusion head also learn from images whose grid cells were exchanged between labelled and unlabelled ones.
+
+    Args:
+        students: two students and a fusion head; trained as optimizer group ``subnets``.
+        sam_guide: (images, coarse_logits) -> SAM's class logits; its trainable part is optimizer group ``sam``.
+            It must offer ``encode`` and ``decode`` when ``sam_teacher_mode`` is ``eval``.
+        max_steps: length of the run, for ramps and the start of mixing.
+        skd_weight: factor of the distillation at the end of its ramp.
+        skd_temperature: T > 0.
+        skd_rampup: length of the sigmoid ramp of the distillation, as a fraction of the run; 0 is the published form.
+        skd_confidence: least probability of SAM's argmax for a pixel to be distilled, 0..1; 0 distils all.
+        sam_teacher_mode: ``eval`` (no dropout, averaged batch statistics while teaching) or ``train`` (as published).
+        sam_view: which view of an unlabelled image SAM sees: ``weak``, or ``strong`` as the students do (published).
+        entropy_weight: factor of the students' normalised entropy.
+        consistency_weight: factor of the cross-student consistency at the end of its ramp.
+        consistency_rampup: length of that ramp as a fraction of the run.
+        mixing: whether to mix at all.
+        mix_start: when mixing starts, as a fraction of the run (12,000 of 50,000 steps published).
+        mix_grid: cells per side.
+        mix_cells: cells exchanged per image.
+        mix_pick: ``most_uncertain`` or ``least_uncertain`` cells, by the fused entropy.
+        mix_confidence: least probability of SAM's argmax for one of its pseudo-labels to count in a mix, 0..1.
+    Source:
+        arXiv:2412.13742, in the corrected form that docs/architecture.md lists.
+    """
+
+    def __init__(
+        self,
+        students: Students,
+        sam_guide: nn.Module,
+        max_steps: int,
+        *,
+        skd_weight: float = 1.0,
+        skd_temperature: float = 10.0,
+        skd_rampup: float = 0.4,
+        skd_confidence: float = 0.0,
+        sam_teacher_mode: str = "eval",
+        sam_view: str = "weak",
+        entropy_weight: float = 0.9,
+        consistency_weight: float = 1.0,
+        consistency_rampup: float = 1.0,
+        mixing: bool = True,
+        mix_start: float = 0.24,
+        mix_grid: int = 4,
+        mix_cells: int = 5,
+        mix_pick: str = "most_uncertain",
+        mix_confidence: float = 0.0,
+    ):
+        super().__init__()
+        if len(students.names) != 2 or students.fusion_head is None:
+            raise ValueError(f"KnowSAM co-trains 2 students with a fusion head, got {len(students.names)} student(s)")
+        for name, value, allowed in (
+            ("sam_teacher_mode", sam_teacher_mode, ("eval", "train")),
+            ("sam_view", sam_view, ("weak", "strong")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        self.students = students
+        self.sam_guide = sam_guide
+        self.skd_weight = skd_weight
+        self.skd_temperature = skd_temperature
+        self.skd_rampup_steps = skd_rampup * max_steps
+        self.skd_confidence = skd_confidence
+        self.sam_teacher_mode = sam_teacher_mode
+        self.sam_view = sam_view
+        self.entropy_weight = entropy_weight
+        self.consistency_weight = consistency_weight
+        self.consistency_rampup_steps = consistency_rampup * max_steps
+        self.mix_from_step = mix_start * max_steps if mixing else float("inf")
+        self.mix_cells = {"grid": mix_grid, "cells": mix_cells, "pick": mix_pick}
+        self.mix_confidence = mix_confidence
+
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """Losses ``sam``, ``seg_*``, ``skd_*``, ``entropy_*``, ``consistency_*`` and, when mixing, ``mix_*``."""
+        images = torch.cat([batch.labelled, batch.strong])  # (L + U, 3, S, S)
+        logits = self.students(images)
+        sam_images = images if self.sam_view == "strong" else torch.cat([batch.labelled, batch.weak])
+        sam_logits, teacher_logits = self._ask_sam(sam_images, logits["fusion"].detach())
+        confidence, sam_label = teacher_logits.float().softmax(1).max(1)  # (L + U, S, S) each
+
+        skd = self.skd_weight * sigmoid_rampup(step, self.skd_rampup_steps)
+        consistency = self.consistency_weight * sigmoid_rampup(step, self.consistency_rampup_steps)
+        labelled = len(batch.mask)
+        losses = {
+            "sam": segmentation_loss(sam_logits[:labelled], batch.mask),
+            "seg_fusion": segmentation_loss(logits["fusion"][:labelled], batch.mask),
+        }
+        for name, other in self._pairs():
+            losses[f"seg_{name}"] = 0.5 * segmentation_loss(logits[name][:labelled], batch.mask)
+            losses[f"skd_{name}"] = (0.5 * skd) * sam_distillation_loss(
+                logits[name],
+                teacher_logits,
+                temperature=self.skd_temperature,
+                weight=confidence >= self.skd_confidence,
+            )
+            losses[f"entropy_{name}"] = 0.5 * self.entropy_weight * entropy_loss(logits[name])
+            losses[f"consistency_{name}"] = 0.5 * consistency * consistency_loss(logits[name], logits[other])
+        if step > self.mix_from_step:
+            uncertainty = entropy_map(logits["fusion"].detach())  # (L + U, S, S)
+            losses |= self._mix(images, batch.mask, uncertainty, sam_label, confidence, consistency)
+
+        monitors = {
+            "skd_weight": torch.tensor(skd),
+            "consistency_weight": torch.tensor(consistency),
+            "sam_confidence": confidence[labelled:].mean(),
+            "sam_agreement": (sam_label == logits["fusion"].argmax(1))[labelled:].float().mean(),
+        }
+        predictions = {name: Prediction(images, x, batch.mask) for name, x in logits.items()}
+        return StepOutput(losses, predictions, monitors)
+
+    def _pairs(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        first, second = self.students.names
+        return (first, second), (second, first)
+
+    def _ask_sam(self, images: Tensor, coarse_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """SAM's logits to be trained, and its logits as a constant teacher; the images are encoded once."""
+        if self.sam_teacher_mode == "train":
+            sam_logits = self.sam_guide(images, coarse_logits)
+            return sam_logits, sam_logits.detach()
+        embedding = self.sam_guide.encode(images)
+        size = images.shape[-2:]
+        sam_logits = self.sam_guide.decode(embedding, coarse_logits, size)
+        training = self.sam_guide.training
+        self.sam_guide.eval()
+        with torch.no_grad():
+            teacher_logits = self.sam_guide.decode(embedding.detach(), coarse_logits, size)
+        self.sam_guide.train(training)
+        return sam_logits, teacher_logits
+
+    def _mix(
+        self, images: Tensor, mask: Tensor, uncertainty: Tensor, sam_label: Tensor, confidence: Tensor, weight: float
+    ) -> Mapping[str, Tensor]:
+        """Losses of the students and the fusion head on images whose uncertain cells were exchanged."""
+        labelled, unlabelled = len(mask), len(images) - len(mask)
+        # Image b of one half meets image b of the other; the shorter half is repeated.
+        partner = torch.cat(
+            [
+                labelled + torch.arange(labelled, device=images.device) % max(unlabelled, 1),
+                torch.arange(unlabelled, device=images.device) % labelled,
+            ]
+        )
+        label = torch.cat([mask, sam_label[labelled:]])  # truth where there is one, SAM's answer elsewhere
+        sure = torch.ones_like(label, dtype=torch.bool)
+        sure[labelled:] = confidence[labelled:] >= self.mix_confidence
+        where = cells_to_mask(select_cells(uncertainty, **self.mix_cells), images.shape[-2:])
+        mixed = paste(images, images[partner], where)
+        mixed_label = paste(label, label[partner], where)
+        sure = paste(sure, sure[partner], where)
+
+        logits = self.students(mixed)
+        fused_label = logits["fusion"].detach().argmax(1)
+        losses = {"mix_seg_fusion": segmentation_loss(logits["fusion"], mixed_label, valid=sure)}
+        for name, other in self._pairs():
+            x = logits[name]
+            losses[f"mix_seg_{name}"] = 0.5 * segmentation_loss(x, mixed_label, valid=sure)
+            losses[f"mix_entropy_{name}"] = 0.5 * self.entropy_weight * entropy_loss(x)
+            losses[f"mix_consistency_{name}"] = (0.5 * weight) * (
+                consistency_loss(x, logits[other]) + segmentation_loss(x[labelled:], fused_label[labelled:])
+            )
+        return losses
+
+    def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "subnets": list(self.students.parameters()),
+            "sam": [p for p in self.sam_guide.parameters() if p.requires_grad],
+        }
+
+    def outputs(self) -> tuple[str, ...]:
+        return (*output_names(self.students), "sam")
+
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        logits = self.students(images)
+        return {**logits, "sam": self.sam_guide(images, logits["fusion"])}
+
+    def inference_model(self) -> nn.Module:
+        return DeployedStudents(self.students)

@@ -1,0 +1,97 @@
+"""Mean Teacher: an averaged copy of the students teaches them on unlabelled images."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from knowsam.data.batch import Batch
+from knowsam.losses import consistency_loss, mse_consistency_loss, pseudo_label_loss
+from knowsam.methods.base import Prediction, SSLMethod, StepOutput
+from knowsam.methods.supervised import output_names, supervised_terms
+from knowsam.models.students import DeployedStudents, Students
+from knowsam.schedules import ema_decay, sigmoid_rampup
+
+CONSISTENCY = {"mse": mse_consistency_loss, "bce": consistency_loss, "pseudo_label": pseudo_label_loss}
+
+
+class MeanTeacher(SSLMethod):
+    """Supervised loss + agreement with an EMA teacher: it sees the weak view, the students the strong one.
+
+    The teacher stays in eval mode (no dropout, averaged batch statistics) and is moved by ``after_step`` only; its
+    buffers follow the same average as its weights.
+
+    Args:
+        students: the networks that receive gradient.
+        max_steps: length of the run, for the ramp.
+        ema_decay: decay of the average per step, 0..1.
+        consistency: ``mse`` on probabilities (the paper's), ``bce``, or ``pseudo_label`` (cross-entropy to the argmax).
+        consistency_weight: factor at the end of the ramp.
+        rampup: length of the sigmoid ramp as a fraction of the run.
+    Source:
+        arXiv:1703.01780.
+    """
+
+    def __init__(
+        self,
+        students: Students,
+        max_steps: int,
+        *,
+        ema_decay: float = 0.99,
+        consistency: str = "mse",
+        consistency_weight: float = 10.0,
+        rampup: float = 0.4,
+    ):
+        super().__init__()
+        if consistency not in CONSISTENCY:
+            raise ValueError(f"consistency must be one of {sorted(CONSISTENCY)}, got {consistency!r}")
+        self.students = students
+        self.teacher = copy.deepcopy(students).requires_grad_(False).eval()
+        self.ema_decay = ema_decay
+        self.consistency = CONSISTENCY[consistency]
+        self.consistency_weight = consistency_weight
+        self.rampup_steps = rampup * max_steps
+
+    def train(self, mode: bool = True) -> "MeanTeacher":
+        """Training mode for the students alone: the teacher never leaves eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """Losses ``seg_*`` and ``consistency_*`` per output of the students."""
+        images = torch.cat([batch.labelled, batch.strong])
+        logits = self.students(images)
+        with torch.no_grad():
+            target = self.teacher(batch.weak)[self.teacher.deployed]  # (U, K, S, S)
+        losses = supervised_terms(self.students, logits, batch.mask)
+        weight = self.consistency_weight * sigmoid_rampup(step, self.rampup_steps) / len(logits)
+        for name, x in logits.items():
+            losses[f"consistency_{name}"] = weight * self.consistency(x[len(batch.mask) :], target)
+        return StepOutput(
+            losses,
+            {name: Prediction(images, x, batch.mask) for name, x in logits.items()},
+            {"consistency_weight": torch.tensor(weight)},
+        )
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Move the teacher towards the students, buffers included; integer buffers are copied."""
+        decay = ema_decay(step, self.ema_decay)
+        for averaged, current in zip(self.teacher.state_dict().values(), self.students.state_dict().values(), strict=True):
+            if averaged.is_floating_point():
+                averaged.lerp_(current, 1.0 - decay)
+            else:
+                averaged.copy_(current)
+
+    def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"subnets": list(self.students.parameters())}
+
+    def outputs(self) -> tuple[str, ...]:
+        return ("teacher", *output_names(self.students))
+
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        return {"teacher": self.teacher(images)[self.teacher.deployed], **self.students(images)}
+
+    def inference_model(self) -> nn.Module:
+        return DeployedStudents(self.teacher)

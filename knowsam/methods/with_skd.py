@@ -1,0 +1,89 @@
+"""SKD for any method: SAM learns from the labelled images and teaches the method's students, by composition."""
+
+import torch
+from torch import Tensor, nn
+
+from knowsam.data.batch import Batch
+from knowsam.losses import sam_distillation_loss, segmentation_loss
+from knowsam.methods.base import SSLMethod, StepOutput
+from knowsam.schedules import sigmoid_rampup
+
+
+class WithSKD(SSLMethod):
+    """Adds SAM's supervised loss and its distillation into every student; the wrapped method is not touched.
+
+    Args:
+        method: any method that reports ``predictions``.
+        sam_guide: (images, coarse_logits) -> SAM's class logits; trained as optimizer group ``sam``.
+        max_steps: length of the run, for the ramp.
+        weight: factor of the distillation at the end of the ramp, shared by the students.
+        temperature: T > 0.
+        rampup: length of the sigmoid ramp as a fraction of the run; 0 teaches at full weight from the start.
+        confidence_threshold: least probability of SAM's argmax for a pixel to be taught, 0..1.
+    Source:
+        arXiv:2412.13742 (SKD as a plug-in).
+    """
+
+    def __init__(
+        self,
+        method: SSLMethod,
+        sam_guide: nn.Module,
+        max_steps: int,
+        *,
+        weight: float = 1.0,
+        temperature: float = 10.0,
+        rampup: float = 0.4,
+        confidence_threshold: float = 0.0,
+    ):
+        super().__init__()
+        self.method = method
+        self.sam_guide = sam_guide
+        self.weight = weight
+        self.temperature = temperature
+        self.rampup_steps = rampup * max_steps
+        self.confidence_threshold = confidence_threshold
+
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """The method's losses, plus ``sam`` and ``skd_<student>``."""
+        out = self.method(batch, step)
+        if not out.predictions:
+            raise ValueError(f"{type(self.method).__name__} reports no predictions, so SAM has no student to teach")
+        # Students that saw the same images share one pass of SAM, prompted with their mean logits.
+        groups: dict[int, list[str]] = {}
+        for name, prediction in out.predictions.items():
+            groups.setdefault(id(prediction.images), []).append(name)
+        ramp = sigmoid_rampup(step, self.rampup_steps)
+        share = self.weight * ramp / len(out.predictions)
+        losses = dict(out.losses)
+        for names in groups.values():
+            shown = out.predictions[names[0]]
+            coarse = torch.stack([out.predictions[n].logits.detach() for n in names]).mean(0)
+            sam_logits = self.sam_guide(shown.images, coarse)  # (B, K, S, S)
+            seg = segmentation_loss(sam_logits[: len(shown.mask)], shown.mask) / len(groups)
+            losses["sam"] = losses.get("sam", 0.0) + seg
+            confidence = sam_logits.detach().float().softmax(1).amax(1)  # (B, S, S)
+            for name in names:
+                losses[f"skd_{name}"] = share * sam_distillation_loss(
+                    out.predictions[name].logits,
+                    sam_logits,
+                    temperature=self.temperature,
+                    weight=confidence >= self.confidence_threshold,
+                )
+        return StepOutput(losses, out.predictions, {**out.monitors, "skd_rampup": torch.tensor(ramp)})
+
+    def after_step(self, step: int) -> None:
+        self.method.after_step(step)
+
+    def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
+        sam = [p for p in self.sam_guide.parameters() if p.requires_grad]
+        return {**self.method.trainable_groups(), "sam": sam}
+
+    def outputs(self) -> tuple[str, ...]:
+        return (*self.method.outputs(), "sam")
+
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        logits = self.method.predict(images)
+        return {**logits, "sam": self.sam_guide(images, logits[self.method.outputs()[0]])}
+
+    def inference_model(self) -> nn.Module:
+        return self.method.inference_model()

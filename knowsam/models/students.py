@@ -1,0 +1,65 @@
+"""One or more students, and the fusion head over a pair of them, as one network."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+class Students(nn.Module):
+    """Runs every student on the same images; with a fusion head the fused logits are the deployed output.
+
+    Args:
+        subnets: students by name, each (B, 3, S, S) -> (B, K, S, S).
+        fusion_head: merges exactly two students, or None.
+        mean, std: what the images (0..1) are normalised with before the students see them.
+    Raises:
+        ValueError: no student, a student called ``fusion``, or a fusion head over other than two students.
+    """
+
+    def __init__(
+        self,
+        subnets: Mapping[str, nn.Module],
+        fusion_head: nn.Module | None = None,
+        *,
+        mean: float = 0.5,
+        std: float = 0.25,
+    ):
+        super().__init__()
+        if not subnets or "fusion" in subnets:
+            raise ValueError("need at least one student, none of them called 'fusion'")
+        if fusion_head is not None and len(subnets) != 2:
+            raise ValueError(f"a fusion head merges exactly 2 students, got {len(subnets)}: {', '.join(subnets)}")
+        self.subnets = nn.ModuleDict(subnets)
+        self.fusion_head = fusion_head
+        self.mean, self.std = mean, std
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The students, without the fusion head."""
+        return tuple(self.subnets)
+
+    @property
+    def deployed(self) -> str:
+        """Name of the output that is evaluated first and exported."""
+        return "fusion" if self.fusion_head is not None else self.names[0]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) in 0..1 -> logits (B, K, S, S) by name; ``fusion`` last if there is one."""
+        x = (images - self.mean) / self.std
+        logits = {name: subnet(x) for name, subnet in self.subnets.items()}
+        if self.fusion_head is not None:
+            logits["fusion"] = self.fusion_head(*logits.values())
+        return logits
+
+
+class DeployedStudents(nn.Module):
+    """The students as one plain network: image (B, 3, S, S) in 0..1 -> logits (B, K, S, S) of one output."""
+
+    def __init__(self, students: Students, output: str | None = None):
+        super().__init__()
+        self.students = students
+        self.output = output or students.deployed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in 0..1 -> logits (B, K, S, S)."""
+        return self.students(images)[self.output]

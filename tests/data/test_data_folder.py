@@ -1,0 +1,150 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from knowsam.data.cache import build_cache
+from knowsam.data.folder import ImageFolder
+from knowsam.data.labels import LabelTable
+from knowsam.data.source import Source
+from knowsam.data.splits import Splits
+from knowsam.errors import ConfigError, DataError, NotFoundError
+
+SPLITS = Splits(train=("a", "b", "sub/c"), labelled=("a",), val=("v",), test=("t",))
+TABLE = LabelTable({0: 0, 1: 255}, 2)
+
+
+@pytest.fixture
+def root(tmp_path):
+    rng = np.random.default_rng(0)
+    for n, case_id in enumerate(("a", "b", "sub/c", "v", "t")):
+        for folder in ("images", "masks"):
+            (tmp_path / folder / case_id).parent.mkdir(parents=True, exist_ok=True)
+        image = rng.integers(0, 256, (10, 12, 3), np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / f"{case_id}.{'bmp' if n % 2 else 'png'}")
+        Image.fromarray(np.uint8(image[..., 0] > 99) * 255).save(tmp_path / "masks" / f"{case_id}.png")
+    return tmp_path
+
+
+def folder(root, splits=SPLITS, **options):
+    return ImageFolder(root=root, splits=splits, **{"num_classes": 2, "label_table": TABLE, **options})
+
+
+def test_source(root):
+    source = folder(root, spacing=(0.5, 0.25))
+    assert isinstance(source, Source)
+    assert source.train_ids() == ["a", "b", "sub/c"] and source.labelled_ids() == ["a"]
+    assert source.eval_ids("val") == ["v"] and source.eval_ids("test") == ["t"]
+    assert source.spacing("a") == (0.5, 0.25) and folder(root).spacing("a") is None
+    for case_id in ("a", "v", "t"):
+        image, mask = source.image(case_id), source.mask(case_id)
+        assert image.shape == (10, 12, 3) and mask.shape == (10, 12) and mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, image[..., 0] > 99)
+    with pytest.raises(ValueError, match="'train'"):
+        source.eval_ids("train")
+
+
+def test_firewall(root):
+    source = folder(root)
+    for case_id in ("b", "sub/c"):
+        assert (root / "masks" / f"{case_id}.png").is_file()
+        with pytest.raises(DataError, match="unlabelled training case"):
+            source.mask(case_id)
+        with pytest.raises(DataError, match="unlabelled training case"):
+            source.mask_fingerprint(case_id)
+    with pytest.raises(DataError, match="none of the split lists"):
+        source.mask("stranger")
+    with pytest.raises(DataError, match="none of the split lists"):
+        source.image("stranger")
+
+
+def test_unlabelled_masks_need_not_exist(root, tmp_path):
+    for case_id in ("b", "sub/c"):
+        (root / "masks" / f"{case_id}.png").unlink()
+    source = folder(root)
+    shutil.rmtree(root / "masks")  # the image cache touches none, not even the labelled one
+    cache = build_cache(source, source.train_ids(), image_size=8, masks=False, folder=tmp_path / "cache")
+    assert cache.masks is None and cache.images.shape == (3, 3, 8, 8)
+
+
+def test_ignored_files(root):
+    for name in (".hidden.png", "Thumbs.db", "__MACOSX/._a.png", "extra.png", "readme.txt"):
+        path = root / "images" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    assert folder(root).train_ids() == ["a", "b", "sub/c"]
+
+
+def test_missing_images_and_masks(root):
+    (root / "images" / "b.bmp").unlink()
+    with pytest.raises(DataError, match=r"train\.txt: 'b' is not in"):
+        folder(root)
+    ids = tuple(f"case{n:02d}" for n in range(12))
+    for case_id in ids:
+        (root / "images" / f"{case_id}.png").touch()
+    with pytest.raises(DataError, match=r"12 of 12 .* have no mask .*case00, .*case09, \.\.\."):
+        folder(root, Splits(test=ids))
+
+
+def test_two_files_of_one_id(root):
+    (root / "images" / "a.jpg").touch()
+    with pytest.raises(DataError, match=r"a\.jpg and .*a\.png"):
+        folder(root)
+    (root / "images" / "a.jpg").unlink()
+    (root / "masks" / "a.tif").touch()
+    with pytest.raises(DataError, match=r"a\.png and .*a\.tif"):
+        folder(root)
+
+
+def test_mask_size_and_values(root):
+    Image.new("L", (12, 9)).save(root / "masks" / "a.png")
+    with pytest.raises(DataError, match="mask is 9 x 12, the image 10 x 12"):
+        folder(root).mask("a")
+    with pytest.raises(DataError, match=r"v\.png: mask values 255"):
+        folder(root, label_table=None).mask("v")
+
+
+def test_mask_suffix_in_one_folder(root):
+    for path in (root / "masks").glob("*.png"):
+        path.rename(root / "images" / f"{path.stem}_mask.png")
+    (root / "masks" / "sub").rename(root / "unused")
+    source = folder(root, mask_dir="images", mask_suffix="_mask")
+    assert source.mask("a").shape == (10, 12)
+    with pytest.raises(ConfigError, match="mask_suffix"):
+        folder(root, mask_dir="images")
+
+
+def test_wrong_settings(root):
+    with pytest.raises(NotFoundError, match="nowhere"):
+        folder(root / "nowhere")
+    with pytest.raises(NotFoundError, match="pictures"):
+        folder(root, image_dir="pictures")
+    with pytest.raises(ConfigError, match="2 classes, the dataset 3"):
+        folder(root, num_classes=3)
+    with pytest.raises(ConfigError, match="intensity"):
+        folder(root, intensity="auto")
+    for spacing in ((1.0,), (1.0, 0.0), (1.0, 1.0, 1.0), 1.0, ("x", "y")):
+        with pytest.raises(ConfigError, match=r"\(y, x\)"):
+            folder(root, spacing=spacing)
+
+
+def test_fingerprints_follow_content(root):
+    source = folder(root)
+    image, mask = source.fingerprint("a"), source.mask_fingerprint("a")
+    assert source.fingerprint("a") == image and image != source.fingerprint("b")
+    Image.new("L", (12, 10)).save(root / "masks" / "a.png")
+    assert source.fingerprint("a") == image and source.mask_fingerprint("a") != mask
+    content = bytearray((root / "images" / "a.png").read_bytes())
+    content[-1] ^= 1  # same size, written within the same moment
+    (root / "images" / "a.png").write_bytes(content)
+    assert source.fingerprint("a") != image
+
+
+def test_a_vanished_file_is_named(root):
+    source = folder(root)
+    os.unlink(root / "images" / "a.png")
+    for ask in (source.image, source.fingerprint):
+        with pytest.raises(NotFoundError, match=r"a\.png"):
+            ask("a")

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from knowsam.data.labels import LabelTable
+from knowsam.errors import ConfigError, DataError
+
+
+@pytest.mark.parametrize(
+    ("declaration", "raw", "expected"),
+    [
+        ({0: 0, 1: 255}, [[0, 255]], [[0, 1]]),
+        ({"0": [0], "1": [1, 2], "2": 300}, [[2, 1], [300, 0]], [[1, 1], [2, 0]]),
+        ({0: [[0, 0, 0]], 1: [[255, 0, 0], [0, 255, 0]]}, [[[255, 0, 0], [0, 255, 0], [0, 0, 0]]], [[1, 1, 0]]),
+        ({0: [[0, 0, 0]], 1: [[255, 255, 255]]}, [[0, 255, 0]], [[0, 1, 0]]),  # channels agreed: read as grey
+        (None, [[0, 1], [2, 1]], [[0, 1], [2, 1]]),
+    ],
+)
+def test_apply(declaration, raw, expected):
+    classes = 3 if declaration is None else len(declaration)
+    raw = np.array(raw, np.uint16 if np.max(raw) > 255 else np.uint8)
+    ids = LabelTable(declaration, classes).apply(raw)
+    assert ids.dtype == np.uint8
+    np.testing.assert_array_equal(ids, expected)
+
+
+def test_volumes_and_threshold():
+    volume = np.array([0, 255] * 8, np.uint8).reshape(2, 2, 4)
+    np.testing.assert_array_equal(LabelTable({0: 0, 1: 255}, 2).apply(volume), volume // 255)
+    soft = np.array([[0, 3, 127, 128, 254]], np.uint8)
+    assert LabelTable(None, 2, threshold=127).apply(soft).tolist() == [[0, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("table", "raw", "message", "hint"),
+    [
+        (LabelTable({0: 0, 1: 255}, 2), [[0, 7, 7]], r"7 \(2 pixels\).*allowed are 0 \(class 0\), 255", "table"),
+        (LabelTable({0: 0, 1: 255}, 2), [[0, 1, 2, 253, 254]], r"254 \(1 pixels\)", "threshold: 127"),
+        (LabelTable({0: 0, 1: 1, 2: 2}, 3), [[3, 4, 5, 6]], r"6 \(1 pixels\)", "JPEG"),
+        (LabelTable(None, 4), [[0, 4]], r"4 \(1 pixels\).*allowed are 0\.\.3", "table"),
+        (LabelTable(None, 2), [[0, 255]], "255", "{0: 0, 1: 255}"),
+        (LabelTable({0: 0, 1: 255}, 2), [[[1, 2, 3]]], "colour picture", "[[255, 0, 0]]"),
+        (LabelTable({0: [[0, 0, 0]], 1: [[9, 0, 0]]}, 2), [[[9, 0, 1]]], r"\[9, 0, 1\] \(1 pixels\)", "table"),
+    ],
+)
+def test_apply_refuses(table, raw, message, hint):
+    with pytest.raises(DataError, match=message) as caught:
+        table.apply(np.array(raw, np.uint8), where="case_7.png")
+    assert "case_7.png" in str(caught.value)
+    assert hint in caught.value.hint
+
+
+def test_many_values_are_shortened_and_jpeg_is_suspected():
+    table = LabelTable({0: 0, 1: 255}, 2)
+    with pytest.raises(DataError, match="and 246 more values"):
+        table.apply(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    with pytest.raises(DataError) as caught:
+        table.apply(np.array([[1]], np.uint8), where="mask.jpg")
+    assert "JPEG" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("declaration", "options", "message"),
+    [
+        ({0: 0}, {}, r"classes \[0\] are declared; needed are 0..1"),
+        ({0: 0, 2: 1}, {}, "needed are 0..1"),
+        ({0: 0, "x": 1}, {}, "'x' is not a number"),
+        ({0: 0, "0": 1}, {}, "class 0 is declared twice"),
+        ({0: 0, 1: 0}, {}, "raw value 0 is declared twice"),
+        ({0: [0, 0, 0], 1: [255, 0, 0]}, {}, "declared twice"),
+        ({0: 0, 1: [[1, 1, 1]]}, {}, "mixed"),
+        ({0: 0, 1: []}, {}, "no raw value"),
+        ({0: [[0, 0]], 1: [[1, 1, 1]]}, {}, "not a colour"),
+        ({0: 0, 1: -1}, {}, "0..65535"),
+        ({0: 0, 1: "red"}, {}, "'red'"),
+        ({0: 0, 1: True}, {}, "True"),
+        ({0: [[0, 0, 0]], 1: [[256, 0, 0]]}, {}, "0..255"),
+        ({0: 0, 1: 1}, {"threshold": 127}, "exclude each other"),
+        (None, {"threshold": 127, "num_classes": 3}, "num_classes is 3"),
+        (None, {"num_classes": 1}, "2..255"),
+    ],
+)
+def test_declaration_refused(declaration, options, message):
+    with pytest.raises(ConfigError, match=message):
+        LabelTable(declaration, **{"num_classes": 2, **options})
+
+
+def test_repr_tells_tables_apart():
+    assert repr(LabelTable({0: 0, 1: [255, 3]}, 2)) == repr(LabelTable({1: [3, 255], 0: [0]}, 2))
+    tables = [
+        LabelTable({0: 0, 1: 255}, 2),
+        LabelTable({0: 255, 1: 0}, 2),
+        LabelTable(None, 2),
+        LabelTable(None, 3),
+        LabelTable(None, 2, threshold=1),
+    ]
+    assert len({repr(t) for t in tables}) == 5

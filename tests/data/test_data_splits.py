@@ -1,0 +1,177 @@
+import codecs
+
+import pytest
+
+from knowsam.data.splits import Splits, check_against, load_splits, read_list
+from knowsam.errors import ConfigError, DataError, NotFoundError
+
+GOOD = {
+    "train.txt": "p1_a\np1_b\np2_a\n",
+    "labelled_10pct.txt": "p1_a\n",
+    "val.txt": "p3_a\n",
+    "test.txt": "p4_a\n",
+}
+REGEX = r"^(p\d+)_"
+
+
+def write(folder, files):
+    for name, text in files.items():
+        (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder
+
+
+def test_good_folder(tmp_path):
+    splits = load_splits(write(tmp_path, GOOD), group_regex=REGEX)
+    assert splits.train == ("p1_a", "p1_b", "p2_a")
+    assert splits.labelled == ("p1_a",) and splits.unlabelled == ("p1_b", "p2_a")
+    assert splits.of("val") == ["p3_a"] and splits.of("test") == ["p4_a"]
+    assert set(splits.sha256) == set(GOOD) and len(splits.sha256["val.txt"]) == 64
+    with pytest.raises(ValueError, match="'val' and 'test'"):
+        splits.of("train")
+
+
+def test_all_and_test_only(tmp_path):
+    assert load_splits(write(tmp_path, GOOD), "all").labelled == ("p1_a", "p1_b", "p2_a")
+    assert load_splits(tmp_path, "labelled_10pct.txt").labelled == ("p1_a",)
+    only = tmp_path / "only"
+    only.mkdir()
+    splits = load_splits(write(only, {"test.txt": "b\na\n"}))
+    assert splits.test == ("a", "b") and splits.train == splits.labelled == splits.val == ()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"b\r\na\r\n",
+        codecs.BOM_UTF8 + b"b\na",
+        b"\n# made by hand\n  b \n\n\ta\n   \n",
+        b"b\ra",
+    ],
+)
+def test_tolerated_text(tmp_path, content):
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    assert [i for _, i in read_list(path)] == ["b", "a"]
+
+
+def test_names_survive(tmp_path):
+    names = ["a b", "é", "e\u0301", "it's", "-x", "x\u2028y", "sub/a", "a..b", "😀", "a#b"]
+    path = tmp_path / "list.txt"
+    path.write_text("".join(f"{n}\n" for n in names), encoding="utf-8")
+    assert read_list(path) == list(enumerate(names, start=1))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "../x",
+        "a/../../x",
+        "..",
+        "..\\x",
+        "a\\..\\x",
+        "/etc/passwd",
+        "\\\\host\\x",
+        "C:\\x",
+        "c:/x",
+        "a\0b",
+        "a\x1bb",
+        "./x",
+        "a//b",
+        "a/",
+    ],
+)
+def test_escapes_are_refused_with_their_line(tmp_path, bad):
+    path = tmp_path / "list.txt"
+    path.write_text(f"# head\nfine\n{bad}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"list\.txt:3: "):
+        read_list(path)
+
+
+def test_not_utf8(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"a\nb\n\xff\xfe\n")
+    with pytest.raises(DataError, match=r"list\.txt:3: not UTF-8"):
+        read_list(path)
+    path.write_bytes("a\nb\n".encode("utf-16"))
+    with pytest.raises(DataError, match="UTF-8"):
+        read_list(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"train.txt": "p1_a\np2_a\np1_a\n"}, [r"train\.txt:3: p1_a is already in line 1"]),
+        ({"val.txt": "# v\np2_a\n"}, [r"val\.txt:2: p2_a is also in train\.txt:3"]),
+        ({"test.txt": "p4_a\np3_a\n"}, [r"test\.txt:2: p3_a is also in val\.txt:1"]),
+        ({"val.txt": "p2_z\n"}, [r"val\.txt:1: group p2 \(p2_z\) is also in train\.txt:3 \(p2_a\)"]),
+        ({"val.txt": "nobody\n"}, [r"val\.txt:1: nobody has no group"]),
+        ({"labelled_10pct.txt": "p1_a\np9_a\n"}, [r"labelled_10pct\.txt:2: p9_a is not in train\.txt"]),
+        ({"labelled_10pct.txt": "p3_a\n"}, [r"labelled_10pct\.txt:1: p3_a is not in train"]),
+        ({"labelled_10pct.txt": "\n# none\n"}, [r"labelled_10pct\.txt:1: the list is empty"]),
+        ({"train.txt": ""}, [r"train\.txt:1: the list is empty"]),
+        ({"val.txt": "\r\n"}, [r"val\.txt:1: the list is empty"]),
+        (
+            {"train.txt": "p1_a\n../x\np1_b\np1_b\n", "test.txt": "p1_a\n", "labelled_10pct.txt": "p7_a\n"},
+            [
+                r"train\.txt:2: '\.\./x' leaves",
+                r"train\.txt:4: p1_b is already in line 3",
+                r"test\.txt:1: p1_a is also in train\.txt:1",
+                r"labelled_10pct\.txt:1: p7_a is not in train",
+            ],
+        ),
+    ],
+)
+def test_every_problem_is_told_with_its_line(tmp_path, changes, messages):
+    write(tmp_path, GOOD | changes)
+    with pytest.raises(DataError) as caught:
+        load_splits(tmp_path, group_regex=REGEX)
+    for message in messages:
+        assert caught.match(message)
+
+
+def test_a_patient_in_two_splits_is_told_once(tmp_path):
+    write(tmp_path, GOOD | {"test.txt": "".join(f"p1_t{n}\n" for n in range(50))})
+    with pytest.raises(DataError, match="1 problem\n"):
+        load_splits(tmp_path, group_regex=REGEX)
+    assert load_splits(tmp_path).test  # without a regex every id is its own group
+
+
+def test_absent_things(tmp_path):
+    with pytest.raises(NotFoundError, match="nowhere"):
+        load_splits(tmp_path / "nowhere")
+    with pytest.raises(NotFoundError, match="none of train"):
+        load_splits(tmp_path)
+    write(tmp_path, GOOD | {"labelled_1pct.txt": "p1_a\n"})
+    with pytest.raises(NotFoundError, match="there are labelled_10pct, labelled_1pct, all"):
+        load_splits(tmp_path, "labelled_7cases")
+    with pytest.raises(ConfigError, match="plain name"):
+        load_splits(tmp_path, "../labelled_10pct")
+    with pytest.raises(ConfigError, match="no regular expression"):
+        load_splits(tmp_path, group_regex="(")
+    (tmp_path / "train.txt").unlink()
+    with pytest.raises(DataError, match=r"no train\.txt"):
+        load_splits(tmp_path)
+
+
+def test_check_against(tmp_path):
+    splits = load_splits(write(tmp_path, GOOD))
+    check_against(splits, ["p1_a", "p1_b", "p2_a", "p3_a", "p4_a", "extra"])
+    with pytest.raises(DataError) as caught:
+        check_against(splits, ["p1_a", "P1_B", "p2_aa", "p3_a.png"], where="images")
+    text = str(caught.value)
+    assert "4 of 5 listed cases" in text
+    assert "train.txt:2: 'p1_b' is not in images; nearest is 'P1_B'" in text
+    assert "train.txt:3: 'p2_a' is not in images; nearest is 'p2_aa'" in text
+    assert "val.txt:1: 'p3_a' is not in images; nearest is 'p3_a.png'" in text
+    assert "test.txt:1: 'p4_a'" in text
+    check_against(splits, ["p3_a"], checked=("val",))
+
+
+def test_firewall_of_the_lists():
+    splits = Splits(train=("a", "b"), labelled=("a",), val=("v",))
+    splits.require_readable_mask("a")
+    splits.require_readable_mask("v")
+    with pytest.raises(DataError, match="unlabelled"):
+        splits.require_readable_mask("b")
+    with pytest.raises(DataError, match="none of the split lists"):
+        splits.require_readable_mask("c")
