@@ -44,9 +44,7 @@ def build_source(config: Config) -> Source:
         from knowsam.data.splits import load_splits
 
         try:
-            arguments["splits"] = load_splits(
-                _beside(str(data.splits)), data.labelled, group_regex=data.group_regex
-            )
+            arguments["splits"] = load_splits(_beside(str(data.splits)), data.labelled, group_regex=data.group_regex)
         except NotFoundError as error:
             raise NotFoundError(str(error), hint=data.obtain or error.hint) from error
     if "label_table" in accepted:
@@ -124,9 +122,7 @@ def build_method(config: Config) -> BuiltMethod:
     provided = {name: value for name, value in offered.items() if name in components.signature(target)}
     method = _construct("method", target, **provided, **_options(config.method))
     if config.skd is not None:
-        method = _construct(
-            "skd", components.SKD, method=method, sam_guide=guide, max_steps=max_steps, **config.skd
-        )
+        method = _construct("skd", components.SKD, method=method, sam_guide=guide, max_steps=max_steps, **config.skd)
     return BuiltMethod(method, report)
 
 
@@ -162,7 +158,7 @@ def _construct(key: str, target: str, **arguments: Any) -> Any:
         return constructor(**arguments)
     except KnowsamError:
         raise
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RuntimeError) as error:
         raise ConfigError(f"{key}: {error}") from error
 
 

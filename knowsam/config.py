@@ -6,7 +6,7 @@ component are checked against that component's constructor: its signature is the
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +103,9 @@ class Config:
         return self.skd is not None or "sam_guide" in _method_arguments(self)
 
 
+# Outputs of methods have names too, and must not be mistaken for students'.
+RESERVED_STUDENTS = {"fusion", "sam", "teacher", "training"}
+
 # What build.py hands to each constructor; YAML may not set it.
 PROVIDED = {
     "students": {"num_classes"},
@@ -146,6 +149,18 @@ def to_yaml(config: Config) -> str:
 
 # ---------------------------------------------------------------- reading
 
+# What parsing a text that is no YAML, or whose tags don't fit (`!!int ''`, `!!bool x`), may raise.
+UNREADABLE = (
+    yaml.YAMLError,
+    OmegaConfBaseException,
+    RecursionError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+)
+
 
 def _read_with_parents(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """The file merged over what it inherits, and ``file:line`` of every dotted key."""
@@ -158,10 +173,13 @@ def _read_with_parents(path: Path, children: tuple[Path, ...]) -> tuple[dict[str
     values, where = _read_yaml(path)
     parents = values.pop("inherits", None) or []
     where.pop("inherits", None)
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{path} inherits: must be a file or a list of files, got {parents!r}")
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
-        above, above_where = _read_with_parents(path.parent / str(parent), (*children, path))
+    for parent in parents:
+        above, above_where = _read_with_parents(path.parent / parent, (*children, path))
         merged = _merge(merged, above)
         origin |= above_where
     return _merge(merged, values), origin | where
@@ -176,8 +194,10 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader))) if values else {}
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path} is not a YAML file that can be read: {str(error) or type(error).__name__}") from error
+    except UNREADABLE as error:
+        raise ConfigError(
+            f"{path} is not a YAML file that can be read: {str(error) or type(error).__name__}"
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values, got {type(values).__name__}")
     return values, {key: f"{path}:{line}" for key, line in lines.items()}
@@ -200,12 +220,17 @@ def _parse_overrides(words: list[str], errors: list[str]) -> list[tuple[str, Any
             continue
         try:
             value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-            errors.append(f"command line: the value of {key!r} can't be read: {str(error).splitlines()[0]}")
+        except UNREADABLE as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            errors.append(f"command line: the value of {key!r} can't be read: {reason}")
             continue
         pairs.append((key, value))
     # A changed `name` replaces its block, so it goes before the settings of the new block, wherever it was written.
-    return sorted(pairs, key=lambda pair: not pair[0].endswith(".name"))
+    return sorted(pairs, key=lambda pair: not (pair[0].endswith(".name") or "name" in _keys(pair[1])))
+
+
+def _keys(value: Any) -> Iterable[str]:
+    return value if isinstance(value, Mapping) else ()
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:
@@ -220,19 +245,16 @@ def _walk(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _walk(value, f"{prefix}{key}.")
 
 
-def _merge(parent: Any, child: Any) -> Any:
-    """Child over parent, key by key; but a block whose ``name`` changes is replaced whole."""
+def _merge(parent: Any, child: Any, *, whole: bool = True) -> Any:
+    """Child over parent, key by key; but a block whose ``name`` changes is replaced whole.
+
+    ``whole``: these are experiments, not blocks of one; an experiment has a name too, and is no component.
+    """
     if not (isinstance(parent, Mapping) and isinstance(child, Mapping)):
         return child
-    if "name" in child and parent.get("name", child["name"]) != child["name"] and _is_component(parent, child):
+    if not whole and "name" in child and parent.get("name", child["name"]) != child["name"]:
         return dict(child)
-    return {**parent, **{key: _merge(parent.get(key), value) for key, value in child.items()}}
-
-
-def _is_component(parent: Mapping[str, Any], child: Mapping[str, Any]) -> bool:
-    # The experiment itself has a name too, and is no component.
-    sections = {f.name for f in fields(Config)}
-    return not ({*parent, *child} & (sections - {"name"}))
+    return {**parent, **{key: _merge(parent.get(key), value, whole=False) for key, value in child.items()}}
 
 
 # ---------------------------------------------------------------- checking
@@ -247,8 +269,9 @@ def _validate(values: dict[str, Any], where: dict[str, str], errors: list[str]) 
     config = Config()
     # Blocks are merged over the defaults by the same rule as files, then checked against their constructors.
     defaults = OmegaConf.to_container(OmegaConf.structured(config))
-    if "students" in values:
-        defaults["students"] = {}  # naming students replaces the default pair
+    students = values.get("students")
+    if isinstance(students, Mapping) and (not students or any("name" in _keys(b) for b in students.values())):
+        defaults["students"] = {}  # naming students replaces the default pair; a mere option of one does not
     merged = _merge(defaults, values)
     _fill(config, merged, "", complain)
     _check_blocks(config, complain)
@@ -286,7 +309,7 @@ def _method_arguments(config: Config) -> set[str]:
     target = components.METHODS.get(name, name)
     try:
         return set(components.signature(target)) if ":" in target else set()
-    except (LookupError, OSError, SyntaxError):
+    except (LookupError, OSError, SyntaxError, ValueError):
         return set()
 
 
@@ -371,8 +394,12 @@ def _check_pairs(config: Config, complain) -> None:
         complain("students", f"method 'knowsam' co-trains 2 students with a fusion head, got {len(config.students)}")
     if config.fusion is not None and len(config.students) != 2:
         complain("fusion", f"merges exactly 2 students, got {len(config.students)}; set fusion: null")
-    if not config.students or "fusion" in config.students:
-        complain("students", "needs at least one student, none of them called 'fusion'")
+    if not config.students:
+        complain("students", "needs at least one student")
+    for student in config.students:
+        if not str(student).isidentifier() or student in RESERVED_STUDENTS or hasattr(dict, str(student)):
+            allowed = f"a plain word other than {', '.join(sorted(RESERVED_STUDENTS))}"
+            complain(f"students.{student}", f"a student cannot be called {student!r}; allowed is {allowed}")
     if method in ("knowsam", "mean_teacher") and data.unlabelled_batch == 0:
         complain("data.unlabelled_batch", f"method {method!r} learns from unlabelled images, got 0")
     if "subnets" not in config.optim or (config.uses_sam and "sam" not in config.optim):

@@ -1,4 +1,4 @@
-"""Pure functions of the step: ramp-ups, learning-rate factors, EMA decay. No state, so resuming needs the step alone."""
+"""Pure functions of the step: ramp-ups, learning-rate factors, EMA decay. No state: a resume needs the step alone."""
 
 import math
 
@@ -27,14 +27,19 @@ def lr_factor(step: int, max_steps: int, *, schedule: str = "linear", warmup: in
         max_steps: length of the run; the factor reaches 0 there (``constant`` excepted).
         schedule: ``constant``, ``linear``, ``polynomial`` (1 - t)^power, or ``cosine``.
         warmup: updates over which the factor climbs linearly from 1 / (warmup + 1).
+    Raises:
+        ValueError: unknown ``schedule``.
     """
     t = min(max(step / max(max_steps, 1), 0.0), 1.0)
-    factor = {
+    factors = {
         "constant": 1.0,
         "linear": 1.0 - t,
         "polynomial": (1.0 - t) ** power,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * t)),
-    }[schedule]
+    }
+    if schedule not in factors:
+        raise ValueError(f"schedule must be one of {', '.join(factors)}; got {schedule!r}")
+    factor = factors[schedule]
     return factor * min(1.0, (step + 1) / (warmup + 1))
 
 

@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder written by train")
     parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="best on validation, or the last")
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best", help="best on validation, or the last"
+    )
     parser.add_argument("--outputs", help="comma-separated, such as fusion,sam; all if not given")
     parser.add_argument("--dataset", metavar="YAML", help="score on the data of another experiment (same classes)")
     parser.add_argument("--empty", choices=("exclude", "include"), default="exclude", help="cases empty on both sides")
@@ -69,8 +71,8 @@ def evaluate_run(folder: str, args: argparse.Namespace):
     method.load_state_dict(state["method"])
     method.to(device)
     say(f"{run}: checkpoint {path.name} of step {state['step']}" + (", chosen on val" if path == run.best else ""))
-    outputs = args.outputs.split(",") if args.outputs else None
-    unknown = sorted(set(outputs or ()) - set(method.outputs()))
+    outputs = args.outputs.split(",") if args.outputs else method.outputs()
+    unknown = sorted(set(outputs) - set(method.outputs()))
     if unknown:
         raise ConfigError(f"no output {', '.join(unknown)}; the method has {', '.join(method.outputs())}")
     evaluation = evaluate(

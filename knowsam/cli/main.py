@@ -74,7 +74,8 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(COMMANDS[name][0])
         parser = argparse.ArgumentParser(prog=f"knowsam {name}", description=f"{name}: {COMMANDS[name][1]}")
         module.add_arguments(parser)
-        code = int(module.run(parser.parse_args(argv)) or 0)
+        # Intermixed: options may also stand between the words, as in `EXPERIMENT --dry-run key=value`.
+        code = int(module.run(parser.parse_intermixed_args(argv)) or 0)
         sys.stdout.flush()
         return code
     except SystemExit as stop:

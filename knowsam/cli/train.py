@@ -31,13 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="build all, run one batch, show shapes and parameters")
     parser.add_argument(
         "--overfit-one-batch",
-        type=int,
+        type=_positive,
         nargs="?",
         const=200,
         metavar="STEPS",
         help="train on one batch without augmentation (default 200 steps): its Dice must approach 1",
     )
-    parser.add_argument("--stop-at", type=int, metavar="STEP", help="end after this step as if interrupted")
+    parser.add_argument("--stop-at", type=_positive, metavar="STEP", help="end after this step as if interrupted")
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,10 +87,8 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
     from knowsam.engine.runfolder import RunFolder
     from knowsam.engine.train import autocast_dtype, train
 
-    if rank.rank == 0:
-        RunFolder(run_path(config))
-    call_on_main(lambda: None)
-    run = RunFolder(run_path(config))
+    run = call_on_main_first(lambda: RunFolder(run_path(config)))
+    call_on_main(run.lock)
     with run:
         resume = _prepare(run, config, rank)
         if resume is not None and resume["step"] >= config.train.max_steps:
@@ -143,12 +148,15 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
 
 
 def call_on_main_first(function) -> Any:
-    """Rank 0 first (it may build the cache), then the others, each with its own result."""
+    """Rank 0 first (it may build the cache), then the others, each with its own result.
+
+    A KnowsamError of rank 0 is raised on every rank, so that nobody waits for it in a collective.
+    """
     from knowsam.engine import distributed
 
-    result = function() if distributed.is_main() else None
-    distributed.barrier()
-    return result if distributed.is_main() else function()
+    result: list[Any] = []
+    distributed.call_on_main(lambda: result.append(function()))
+    return result[0] if distributed.is_main() else function()
 
 
 def _prepare(run: "RunFolder", config: Config, rank: "Rank") -> dict[str, Any] | None:

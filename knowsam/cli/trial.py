@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 def sam_weights_line(config: Config, load_report) -> str:
     """Where SAM's weights come from, in plain words."""
     if not config.sam.get("weights"):
+        trained = "only its tuned part is trained" if config.sam.get("train") == "tuned" else "it is trained whole"
         return (
-            f"SAM ({config.sam.get('variant', 'vit_b')}) starts from RANDOM weights (sam.weights is null): it is trained "
-            "whole and teaches only what it learns here. For the published method set sam.weights to a checkpoint."
+            f"SAM ({config.sam.get('variant', 'vit_b')}) starts from RANDOM weights (sam.weights is null): {trained} "
+            "and teaches only what it learns here. For the published method set sam.weights to a checkpoint."
         )
     return f"SAM weights from {config.sam['weights']}\n{load_report}"
 
@@ -99,7 +100,7 @@ def overfit(config: Config, rank: "Rank", steps: int) -> int:
     """Train on batch 0 alone, without augmentation: a healthy pipeline brings its Dice near 1.
 
     Raises:
-        NumericError: the deployed output's foreground Dice stays below 0.8.
+        NumericError: the deployed output's Dice, mean over all classes, stays below 0.8.
     """
     from knowsam.data.augment import Augmenter
     from knowsam.engine.log import Progress

@@ -1,4 +1,4 @@
-"""The built-in dataset: generated lesions on textured backgrounds. No files, no network; the demo and the tests use it."""
+"""The built-in dataset: generated lesions on textured backgrounds. No files, no network; demo and tests use it."""
 
 import hashlib
 from functools import lru_cache
@@ -11,13 +11,13 @@ from knowsam.errors import DataError
 class BuiltIn:
     """Seeded, generated cases with 2 or more classes, behind the same interface as files on disk (``Source``).
 
-    Every image has its own palette, illumination and texture scale. A lesion differs from its surroundings by a
-    slight shift of colour *and* by its grain; look-alikes share the shift but not the grain, vessels and glare lie
-    about. A handful of labelled images does not show all of that, hundreds do.
+    Every image has its own palette, illumination and texture. A lesion has an edge and a tint of its own, different in
+    every image, and from class 2 on a grain; stains of the same tints but without an edge, vessels and glare lie about.
+    A handful of labelled images suggests that some colours matter; a hundred show that edges do.
 
     Args:
         splits: ``labelled_<p>pct`` or ``all``: the first p % of the training cases have masks.
-        num_classes: K >= 2, background included; class k's grain has its own orientation and scale.
+        num_classes: K >= 2, background included; classes differ by their grain.
         train, val, test: cases per split.
         size: native height and width in pixels.
         seed: of the dataset (not of the run).
@@ -28,10 +28,10 @@ class BuiltIn:
         labelled: str = "labelled_10pct",
         *,
         num_classes: int = 2,
-        train: int = 200,
+        train: int = 160,
         val: int = 40,
         test: int = 100,
-        size: int = 128,
+        size: int = 96,
         seed: int = 0,
     ):
         if num_classes < 2:
@@ -109,7 +109,9 @@ def _labelled_count(labelled: str, train: int) -> int:
         return train
     percent = labelled.removeprefix("labelled_").removesuffix("pct")
     if not labelled.startswith("labelled_") or not percent.isdigit() or not 0 < int(percent) <= 100:
-        raise DataError(f"labelled list {labelled!r} of the built-in dataset: allowed are 'labelled_<1..100>pct' and 'all'")
+        raise DataError(
+            f"labelled list {labelled!r} of the built-in dataset: allowed are 'labelled_<1..100>pct' and 'all'"
+        )
     return max(1, round(train * int(percent) / 100))
 
 
@@ -125,43 +127,45 @@ def render(rng: np.random.Generator, size: int, num_classes: int) -> tuple[np.nd
     """
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     low, high = _palette(rng)
-    texture = _noise(rng, size, int(rng.integers(2, 5))) + 0.6 * _noise(rng, size, int(rng.integers(8, 20)))
+    texture = _noise(rng, size, int(rng.integers(3, 7))) + 0.6 * _noise(rng, size, int(rng.integers(8, 20)))
     image = low + (high - low) * _unit(texture)[..., None]
-    image += rng.normal(0, 0.10) * (np.cos(rng.uniform(0, 6.28)) * (x - 0.5) + (y - 0.5))[..., None]  # illumination
+    image += rng.normal(0, 0.12) * (np.cos(rng.uniform(0, 6.28)) * (x - 0.5) + (y - 0.5))[..., None]  # illumination
 
-    for _ in range(int(rng.integers(1, 4))):  # vessels: thin dark arcs
+    shift = _lesion_colour(rng)
+    mask = np.zeros((size, size), np.uint8)
+    for _ in range(int(rng.integers(1, 4))):
+        inside, soft = _blob(rng, x, y)
+        if (inside & (mask > 0)).any() or not inside.any():
+            continue
+        kind = int(rng.integers(1, num_classes))
+        strength = rng.uniform(0.6, 1.2)
+        image += soft[..., None] * (strength * shift + _grain(rng, x, y, kind, size)[..., None])
+        mask[inside] = kind
+
+    for _ in range(int(rng.integers(1, 4))):  # vessels: thin dark arcs over everything
         angle, offset, bend = rng.uniform(0, np.pi), rng.uniform(-0.4, 0.4), rng.uniform(-0.6, 0.6)
         u, v = _rotate(x - 0.5, y - 0.5, angle)
         image -= 0.18 * np.exp(-(((v - offset - bend * u * u) / rng.uniform(0.008, 0.02)) ** 2))[..., None]
-
-    shift = rng.normal(0, 1, 3)
-    shift *= rng.uniform(0.10, 0.16) / np.linalg.norm(shift)  # lesions and look-alikes share this colour shift
-    mask = np.zeros((size, size), np.uint8)
-    taken = np.zeros((size, size), bool)
-    kinds = [int(rng.integers(1, num_classes)) for _ in range(int(rng.integers(1, 3)))]
-    kinds += [0] * int(rng.integers(1, 4))  # 0: look-alike
-    for kind in kinds:
-        inside, soft = _blob(rng, x, y)
-        if (inside & taken).any() or not inside.any():
-            continue
-        taken |= inside
-        image += soft[..., None] * shift
-        if kind:
-            image += soft[..., None] * _grain(rng, x, y, kind, size)[..., None]
-            mask[inside] = kind
-        else:
-            image += 0.05 * soft[..., None] * _noise(rng, size, size // 3)[..., None]
-
     for _ in range(int(rng.integers(0, 4))):  # glare
-        cx, cy, r = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.01, 0.03)
-        image += 0.5 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / r**2)[..., None]
-    image += rng.normal(0, rng.uniform(0.01, 0.04), image.shape)  # sensor noise
+        cx, cy, r = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.01, 0.06)
+        image += 0.4 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / r**2)[..., None]
+    for _ in range(int(rng.integers(0, 3))):  # stains: as large and as tinted as a lesion, but without an edge
+        cx, cy, r = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.08, 0.2)
+        stain = rng.choice([-0.6, 0.6], p=[0.3, 0.7]) * _lesion_colour(rng)
+        image -= np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / r**2)[..., None] * stain
+    image += rng.normal(0, rng.uniform(0.01, 0.05), image.shape)  # sensor noise
     return (np.clip(image, 0, 1) * 255).astype(np.uint8), mask
 
 
 def _palette(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     low = rng.uniform(0.15, 0.6, 3)
     return low, np.clip(low + rng.uniform(0.08, 0.3) * rng.uniform(0.4, 1.0, 3), 0, 0.95)
+
+
+def _lesion_colour(rng: np.random.Generator) -> np.ndarray:
+    """What a lesion adds to its surroundings: it is darker, and tinted towards any hue, different in every image."""
+    tint = rng.normal(0, 1, 3)
+    return rng.uniform(0.18, 0.30) * (0.8 * tint / np.linalg.norm(tint) - 0.8)
 
 
 def _noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
@@ -194,9 +198,9 @@ def _blob(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> tuple[np.nd
 
 
 def _grain(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, kind: int, size: int) -> np.ndarray:
-    """Class ``kind``'s own texture: warped ripples whose wavelength grows with the class, at a random angle."""
-    wavelength = (0.035 + 0.03 * (kind - 1)) * rng.uniform(0.85, 1.2)
+    """Class ``kind``'s own texture: class 1 is plain, the others have warped ripples, the coarser the higher."""
+    wavelength = (0.10 + 0.06 * (kind - 2)) * rng.uniform(0.9, 1.15)
     u, v = _rotate(x, y, rng.uniform(0, np.pi))
     warp = 0.02 * _noise(rng, size, 6)
     ripples = np.sin(6.283 * (u + warp) / wavelength) * np.sin(6.283 * (v - warp) / wavelength)
-    return rng.uniform(0.07, 0.12) * ripples
+    return (rng.uniform(0.06, 0.10) if kind > 1 else 0.0) * ripples

@@ -66,7 +66,7 @@ def adam(
     warmup: int = 0,
 ) -> ScheduledOptimizer:
     """Adam; the defaults are KnowSAM's for SAM."""
-    optimizer = torch.optim.Adam(parameters, lr, tuple(betas), weight_decay=weight_decay)
+    optimizer = torch.optim.Adam(parameters, lr, tuple(betas), weight_decay=weight_decay, fused=True)
     return ScheduledOptimizer(optimizer, lr, schedule, warmup)
 
 
@@ -80,5 +80,5 @@ def adamw(
     warmup: int = 0,
 ) -> ScheduledOptimizer:
     """Adam with decoupled weight decay: learns faster than SGD in short runs."""
-    optimizer = torch.optim.AdamW(parameters, lr, tuple(betas), weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr, tuple(betas), weight_decay=weight_decay, fused=True)
     return ScheduledOptimizer(optimizer, lr, schedule, warmup)

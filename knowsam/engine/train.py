@@ -108,6 +108,8 @@ def train(
         ids = [rank.device.index] if rank.device.type == "cuda" else None
         runner = nn.parallel.DistributedDataParallel(method, device_ids=ids, gradient_as_bucket_view=True)
 
+    environment = environment_fingerprint(rank.device)  # once: it asks git about the code that is running now
+
     def save() -> None:
         log.flush()  # a checkpoint is never newer than its metrics
         contents = {
@@ -117,7 +119,7 @@ def train(
             "step": state.step,
             "best": state.best,
             "config": config_yaml,
-            "environment": environment_fingerprint(rank.device),
+            "environment": environment,
             "world_size": rank.world_size,
         }
         save_checkpoint(run.last, contents)
@@ -197,13 +199,16 @@ def train(
                         distributed.call_on_main(save)
                     run.status("complete" if finished else "running", state.step)
                 if not going_on and not finished:
-                    run.status("interrupted", state.step, reason=stop.name or "stop_at")
-                    if stop.name:
-                        raise Interrupted(
-                            f"stopped by {stop.name} after step {state.step}; the checkpoint is saved",
-                            hint="The same command goes on from there.",
-                        )
-                    break
+                    reason = "stop_at" if state.step == stop_at else stop.name or "a signal to another rank"
+                    run.status("interrupted", state.step, reason=reason)
+                    if state.step == stop_at:
+                        break
+                    interrupted = Interrupted(
+                        f"stopped by {reason} after step {state.step}; the checkpoint is saved",
+                        hint="The same command goes on from there.",
+                    )
+                    interrupted.told_by_main = True  # all ranks stop here, and rank 0 says it
+                    raise interrupted
     except KnowsamError as error:
         if not isinstance(error, Interrupted):
             run.status("failed", state.step, code=error.exit_code, reason=str(error))
@@ -241,10 +246,11 @@ def _refuse_non_finite(
         return
     bad = [name for name, term in losses.items() if not torch.isfinite(term)]
     if not bad:  # another rank's
-        raise NumericError(f"step {step}: a loss term is not finite on another rank; nothing was updated")
-    cases = {
-        stream: [getattr(streams, stream).ids[i] for i in streams.indices(stream, t)] for stream in streams.batch
-    }
+        raise NumericError(
+            f"step {step}: a loss term is not finite on another rank; nothing was updated",
+            hint=f"That rank lists its terms and its batch in {run.errors}.",
+        )
+    cases = {stream: [getattr(streams, stream).ids[i] for i in streams.indices(stream, t)] for stream in streams.batch}
     record = {"step": step, "terms": {k: str(v.item()) for k, v in losses.items()}, "cases": cases}
     name = run.errors / f"nonfinite-step{step}-rank{distributed.rank()}.json"
     run.errors.mkdir(exist_ok=True)

@@ -16,10 +16,14 @@ def consistency_loss(logits: Tensor, target_logits: Tensor) -> Tensor:
     Source:
         arXiv:2412.13742 (cross-network consistency of KnowSAM).
     """
-    # The clamp keeps the logarithms finite in float32; 1 - 1e-7 is the last number below 1 that survives.
-    probs = logits.float().softmax(1).clamp(1e-7, 1 - 1e-7)
+    log_probs = logits.float().log_softmax(1)
+    likeliest = log_probs.detach().argmax(1, keepdim=True)
+    # log(1 - p) of the likeliest class from the *other* classes' logits: 1 - p itself rounds to 0 where the student is
+    # sure, and a clamp there would take away the gradient just where the target disagrees most.
+    others = log_probs.scatter(1, likeliest, -torch.inf).logsumexp(1, keepdim=True)
+    log_complement = torch.log1p(-log_probs.exp().scatter(1, likeliest, 0.0)).scatter(1, likeliest, others)
     target = target_logits.detach().float().softmax(1)
-    return -(target * probs.log() + (1 - target) * torch.log1p(-probs)).mean()
+    return -(target * log_probs + (1 - target) * log_complement).mean()
 
 
 def mse_consistency_loss(logits: Tensor, target_logits: Tensor) -> Tensor:

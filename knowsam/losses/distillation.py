@@ -32,7 +32,9 @@ def sam_distillation_loss(
         >>> loss = loss + 1.0 * sam_distillation_loss(student_logits, sam_logits, temperature=10.0)
     """
     if student_logits.shape != sam_logits.shape:
-        raise ValueError(f"student_logits {tuple(student_logits.shape)} and sam_logits {tuple(sam_logits.shape)} differ")
+        raise ValueError(
+            f"student_logits {tuple(student_logits.shape)} and sam_logits {tuple(sam_logits.shape)} differ"
+        )
     if student_logits.ndim < 2 or student_logits.shape[1] < 2:
         raise ValueError(f"logits need K >= 2 classes on axis 1, got shape {tuple(student_logits.shape)}")
     if temperature <= 0:

@@ -39,7 +39,7 @@ class StepOutput:
 
 
 class SSLMethod(nn.Module, ABC):
-    """A method owns its networks and turns a batch into named loss terms. Concrete methods are final: wrap, don't subclass.
+    """A method owns its networks and turns a batch into named loss terms. Concrete methods are final: wrap them.
 
     Everything that a method trains must be reached by its loss at *every* step (weigh a term by 0 rather than skip it,
     freeze what no loss touches), so that DDP around the whole method finds no unused parameter.

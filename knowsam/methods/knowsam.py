@@ -70,6 +70,8 @@ class KnowSAM(SSLMethod):
         super().__init__()
         if len(students.names) != 2 or students.fusion_head is None:
             raise ValueError(f"KnowSAM co-trains 2 students with a fusion head, got {len(students.names)} student(s)")
+        if skd_temperature <= 0:
+            raise ValueError(f"skd_temperature must be > 0, got {skd_temperature}")
         for name, value, allowed in (
             ("sam_teacher_mode", sam_teacher_mode, ("eval", "train")),
             ("sam_view", sam_view, ("weak", "strong")),
@@ -90,6 +92,8 @@ class KnowSAM(SSLMethod):
         self.mix_from_step = mix_start * max_steps if mixing else float("inf")
         self.mix_cells = {"grid": mix_grid, "cells": mix_cells, "pick": mix_pick}
         self.mix_confidence = mix_confidence
+        if mixing:  # refused here rather than when mixing starts, thousands of steps later
+            select_cells(torch.zeros(1, mix_grid, mix_grid), **self.mix_cells)
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Losses ``sam``, ``seg_*``, ``skd_*``, ``entropy_*``, ``consistency_*`` and, when mixing, ``mix_*``."""

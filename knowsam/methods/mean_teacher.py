@@ -39,12 +39,14 @@ class MeanTeacher(SSLMethod):
         *,
         ema_decay: float = 0.99,
         consistency: str = "mse",
-        consistency_weight: float = 10.0,
+        consistency_weight: float = 1.0,
         rampup: float = 0.4,
     ):
         super().__init__()
         if consistency not in CONSISTENCY:
             raise ValueError(f"consistency must be one of {sorted(CONSISTENCY)}, got {consistency!r}")
+        if not 0 <= ema_decay <= 1:
+            raise ValueError(f"ema_decay must be in 0..1, got {ema_decay}")
         self.students = students
         self.teacher = copy.deepcopy(students).requires_grad_(False).eval()
         self.ema_decay = ema_decay
@@ -78,7 +80,9 @@ class MeanTeacher(SSLMethod):
     def after_step(self, step: int) -> None:
         """Move the teacher towards the students, buffers included; integer buffers are copied."""
         decay = ema_decay(step, self.ema_decay)
-        for averaged, current in zip(self.teacher.state_dict().values(), self.students.state_dict().values(), strict=True):
+        for averaged, current in zip(
+            self.teacher.state_dict().values(), self.students.state_dict().values(), strict=True
+        ):
             if averaged.is_floating_point():
                 averaged.lerp_(current, 1.0 - decay)
             else:

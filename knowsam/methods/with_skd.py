@@ -36,6 +36,8 @@ class WithSKD(SSLMethod):
         confidence_threshold: float = 0.0,
     ):
         super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be > 0, got {temperature}")
         self.method = method
         self.sam_guide = sam_guide
         self.weight = weight

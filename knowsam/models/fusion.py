@@ -37,9 +37,7 @@ class FusionHead(nn.Module):
         self.agreement = _branch(num_classes, 16, 16)
         self.certainty = _branch(2, 16, 16)
         self.logits = _branch(2 * num_classes, 16, 32)
-        self.merge = nn.Sequential(
-            nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.LeakyReLU(0.2)
-        )
+        self.merge = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.LeakyReLU(0.2))
         self.head = nn.Conv2d(64, num_classes, 3, padding=1)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 
@@ -32,6 +33,7 @@ class Students(nn.Module):
         self.subnets = nn.ModuleDict(subnets)
         self.fusion_head = fusion_head
         self.mean, self.std = mean, std
+        self.to(memory_format=torch.channels_last)  # convolutions run faster so, on CPUs and GPUs alike
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -45,7 +47,7 @@ class Students(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) in 0..1 -> logits (B, K, S, S) by name; ``fusion`` last if there is one."""
-        x = (images - self.mean) / self.std
+        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         logits = {name: subnet(x) for name, subnet in self.subnets.items()}
         if self.fusion_head is not None:
             logits["fusion"] = self.fusion_head(*logits.values())

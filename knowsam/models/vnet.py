@@ -1,5 +1,7 @@
 """2-D V-Net student."""
 
+import itertools
+
 from torch import Tensor, nn
 
 NORMS = {"none": nn.Identity, "batch": nn.BatchNorm2d, "instance": lambda c: nn.InstanceNorm2d(c, affine=True)}
@@ -43,14 +45,14 @@ class VNet(nn.Module):
         self.stem = _block(widths[0], self.depths[0], norm, in_channels)
         self.down = nn.ModuleList(
             nn.Sequential(*_unit(nn.Conv2d(i, o, 2, stride=2), o, norm))
-            for i, o in zip(widths[:-1], widths[1:], strict=True)
+            for i, o in itertools.pairwise(widths)
         )
         self.encoder = nn.ModuleList(
             _block(w, depth, norm) for w, depth in zip(widths[1:], self.depths[1:], strict=True)
         )
         self.up = nn.ModuleList(
             nn.Sequential(*_unit(nn.ConvTranspose2d(i, o, 2, stride=2), o, norm))
-            for i, o in zip(widths[:0:-1], widths[-2::-1], strict=True)
+            for i, o in itertools.pairwise(reversed(widths))
         )
         self.decoder = nn.ModuleList(
             _block(w, depth, norm) for w, depth in zip(widths[-2::-1], self.depths[-2::-1], strict=True)

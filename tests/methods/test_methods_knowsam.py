@@ -1,0 +1,489 @@
+"""Which parameters does each term reach, what is mixed with what, and what does each term weigh."""
+
+import math
+
+import methods_stubs
+import pytest
+import torch
+from methods_stubs import MAX_STEPS, PUBLISHED, SIDE, StubGuide, make_batch, make_students, reached
+from torch import nn
+
+from knowsam.losses import consistency_loss, entropy_loss, entropy_map, sam_distillation_loss, segmentation_loss
+from knowsam.methods.base import SSLMethod, StepOutput
+from knowsam.methods.knowsam import KnowSAM
+from knowsam.methods.with_skd import WithSKD
+from knowsam.models.sam import build_sam_guide
+
+LATE = MAX_STEPS - 1
+
+
+def make_method(name, num_classes, **options):
+    """A method with the settings that the formulas below are written for."""
+    return methods_stubs.make_method(name, num_classes, skd_options=methods_stubs.SKD, **(PUBLISHED[name] | options))
+
+
+CLASSES = (2, 3, 4)
+UNET, VNET, SAM, ALL_THREE = {"unet"}, {"vnet"}, {"sam"}, {"unet", "vnet", "fusion_head"}
+
+SEG = {"seg_unet": UNET, "seg_vnet": VNET, "seg_fusion": ALL_THREE}
+CONSISTENCY = {"consistency_unet": UNET, "consistency_vnet": VNET}
+SKD = {"sam": SAM, "skd_unet": UNET, "skd_vnet": VNET}
+REACH = {
+    "supervised": SEG,
+    "supervised+skd": {**SEG, **SKD, "skd_fusion": ALL_THREE},
+    "mean_teacher": {**SEG, **CONSISTENCY, "consistency_fusion": ALL_THREE},
+    "mean_teacher+skd": {**SEG, **CONSISTENCY, "consistency_fusion": ALL_THREE, **SKD, "skd_fusion": ALL_THREE},
+    "knowsam": {
+        **SEG,
+        **SKD,
+        **CONSISTENCY,
+        "entropy_unet": UNET,
+        "entropy_vnet": VNET,
+        "mix_seg_fusion": ALL_THREE,
+        "mix_seg_unet": UNET,
+        "mix_seg_vnet": VNET,
+        "mix_entropy_unet": UNET,
+        "mix_entropy_vnet": VNET,
+        "mix_consistency_unet": UNET,
+        "mix_consistency_vnet": VNET,
+    },
+}
+
+
+@pytest.mark.parametrize("num_classes", CLASSES)
+@pytest.mark.parametrize("case", REACH)
+def test_reach(case, num_classes):
+    name, _, skd = case.partition("+")
+    method = make_method(name, num_classes, skd=bool(skd)).train()
+    if name == "mean_teacher":
+        method(make_batch(num_classes), 0)
+    losses = method(make_batch(num_classes), LATE).losses
+    assert {term: reached(method, loss) for term, loss in losses.items()} == REACH[case]
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("view", ["weak", "strong"])
+def test_reach_does_not_depend_on_how_sam_teaches(mode, view):
+    method = make_method("knowsam", 3, sam_teacher_mode=mode, sam_view=view).train()
+    losses = method(make_batch(3), LATE).losses
+    assert {term: reached(method, loss) for term, loss in losses.items()} == REACH["knowsam"]
+
+
+@pytest.mark.parametrize("consistency", ["mse", "bce", "pseudo_label"])
+def test_reach_of_every_mean_teacher_consistency(consistency):
+    method = make_method("mean_teacher", 3, consistency=consistency).train()
+    losses = method(make_batch(3), LATE).losses
+    assert {term: reached(method, loss) for term, loss in losses.items()} == REACH["mean_teacher"]
+
+
+def test_reach_with_the_real_sam():
+    torch.manual_seed(0)
+    guide, _ = build_sam_guide("tiny", 64, 2, tuning={"name": "adapter"})
+    method = make_method("knowsam", 2, guide=guide).train()
+    losses = method(make_batch(2, 1, 1, side=64), LATE).losses
+    assert {term: reached(method, loss) for term, loss in losses.items()} == REACH["knowsam"]
+
+
+@pytest.mark.parametrize("num_classes", CLASSES)
+def test_co_training_is_symmetric(num_classes):
+    """Swapping the two students swaps their terms: neither is the other's constant target."""
+    method = make_method("knowsam", num_classes, mixing=False).eval()
+    batch = make_batch(num_classes)
+    losses = method(batch, LATE).losses
+    first, second = method.students.subnets["unet"], method.students.subnets["vnet"]
+    method.students.subnets["unet"], method.students.subnets["vnet"] = second, first
+    swapped = method(batch, LATE).losses
+    for term in ("seg", "entropy", "consistency"):
+        torch.testing.assert_close(losses[f"{term}_unet"], swapped[f"{term}_vnet"])
+        torch.testing.assert_close(losses[f"{term}_vnet"], swapped[f"{term}_unet"])
+    gradient = torch.autograd.grad(losses["consistency_unet"], list(first.parameters()), retain_graph=True)
+    opposite = torch.autograd.grad(losses["consistency_vnet"], list(second.parameters()))
+    for gradients in (gradient, opposite):
+        assert sum(g.abs().sum() for g in gradients) > 0
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def logits_of(method, batch, **sam):
+    """Students' and SAM's logits as the published recipe makes them; the method must be in eval mode."""
+    images = torch.cat([batch.labelled, batch.strong])
+    logits = method.students(images)
+    shown = images if method.sam_view == "strong" else torch.cat([batch.labelled, batch.weak])
+    return images, logits, method.sam_guide(shown, logits["fusion"])
+
+
+def ramp(step, length):
+    return math.exp(-5 * (1 - min(step / length, 1)) ** 2)
+
+
+@pytest.mark.parametrize("num_classes", CLASSES)
+@pytest.mark.parametrize("step", [0, 10, MAX_STEPS])
+@pytest.mark.parametrize("view", ["weak", "strong"])
+def test_weights_of_the_published_recipe(num_classes, step, view):
+    """(U + V) / 2 + fusion, SAM apart; SKD 1.0, entropy 0.9, consistency 10 * 0.1 at the end of its ramp."""
+    method = make_method("knowsam", num_classes, skd_rampup=0.0, sam_view=view, mixing=False).eval()
+    batch = make_batch(num_classes)
+    losses = method(batch, step).losses
+    _, logits, sam = logits_of(method, batch)
+    expected = {
+        "sam": segmentation_loss(sam[:2], batch.mask),
+        "seg_fusion": segmentation_loss(logits["fusion"][:2], batch.mask),
+    }
+    for v, other in (("unet", "vnet"), ("vnet", "unet")):
+        expected[f"seg_{v}"] = segmentation_loss(logits[v][:2], batch.mask) / 2
+        expected[f"skd_{v}"] = sam_distillation_loss(logits[v], sam, temperature=10.0) / 2
+        expected[f"entropy_{v}"] = 0.9 * entropy_loss(logits[v]) / 2
+        expected[f"consistency_{v}"] = ramp(step, MAX_STEPS) * consistency_loss(logits[v], logits[other]) / 2
+    assert losses.keys() == expected.keys()
+    for term, value in expected.items():
+        torch.testing.assert_close(losses[term], value, msg=lambda text, t=term: f"{t}: {text}")
+
+
+def test_ramps_and_factors_are_the_arguments():
+    settings = {
+        "skd_weight": 3.0, "skd_temperature": 4.0, "skd_rampup": 0.5,
+        "entropy_weight": 0.25, "consistency_weight": 2.0, "consistency_rampup": 0.2, "mixing": False,
+    }  # fmt: skip
+    method = make_method("knowsam", 3, **settings).eval()
+    batch = make_batch(3)
+    _, logits, sam = logits_of(method, batch)
+    for step in (0, 10, 20, 50, 90):
+        out = method(batch, step)
+        skd = 1.5 * ramp(step, 50) * sam_distillation_loss(logits["unet"], sam, temperature=4.0)
+        torch.testing.assert_close(out.losses["skd_unet"], skd)
+        torch.testing.assert_close(out.losses["entropy_unet"], 0.125 * entropy_loss(logits["unet"]))
+        agreement = ramp(step, 20) * consistency_loss(logits["unet"], logits["vnet"])
+        torch.testing.assert_close(out.losses["consistency_unet"], agreement)
+        assert out.monitors["skd_weight"].item() == pytest.approx(3 * ramp(step, 50))
+        assert out.monitors["consistency_weight"].item() == pytest.approx(2 * ramp(step, 20))
+
+
+def test_skd_confidence_leaves_unsure_pixels_out():
+    batch = make_batch(3)
+    method = make_method("knowsam", 3, skd_rampup=0.0, mixing=False).eval()
+    _, logits, sam = logits_of(method, batch)
+    confidence = sam.softmax(1).amax(1)
+    method.skd_confidence = confidence.median().item()
+    sure = confidence >= method.skd_confidence
+    losses = method(batch, 0).losses
+    expected = 0.5 * sam_distillation_loss(logits["unet"], sam, temperature=10.0, weight=sure)
+    torch.testing.assert_close(losses["skd_unet"], expected)
+    method.skd_confidence = 1.1
+    assert method(batch, 0).losses["skd_unet"].item() == 0
+
+
+def test_sam_teaches_in_eval_mode_and_learns_in_train_mode():
+    method = make_method("knowsam", 2, mixing=False).train()
+    modes = []
+    method.sam_guide.prompt.register_forward_hook(
+        lambda module, *_: modes.append((module.training, torch.is_grad_enabled()))
+    )
+    tracked = method.sam_guide.prompt[1].num_batches_tracked
+    method(make_batch(2), 0)
+    assert modes == [(True, True), (False, False)]
+    assert tracked == 1 and method.sam_guide.prompt.training
+
+    modes.clear()
+    method.sam_teacher_mode = "train"
+    method(make_batch(2), 0)
+    assert modes == [(True, True)]
+
+
+def test_sam_sees_the_view_that_was_asked_for():
+    for view in ("weak", "strong"):
+        method = make_method("knowsam", 2, sam_view=view)
+        seen = []
+        method.sam_guide.encoder.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        batch = make_batch(2)
+        method(batch, 0)
+        assert torch.equal(seen[0], torch.cat([batch.labelled, getattr(batch, view)]))
+
+
+# ---------------------------------------------------------------- mixing
+
+
+def mix_by_loops(images, labels, sure, uncertainty, labelled, *, grid=4, cells=5, largest=True):
+    """The mix, one cell after the other: image b takes its partner's pixels in its own chosen cells."""
+    total, unlabelled, side = len(images), len(images) - labelled, images.shape[-1] // grid
+    mixed, mixed_label, mixed_sure = images.clone(), labels.clone(), sure.clone()
+    for b in range(total):
+        partner = labelled + b % unlabelled if b < labelled else (b - labelled) % labelled
+        scores = {}
+        for row in range(grid):
+            for column in range(grid):
+                y, x = slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side)
+                scores[row, column] = uncertainty[b, y, x].double().mean().item()
+        for row, column in sorted(scores, key=scores.get, reverse=largest)[:cells]:
+            y, x = slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side)
+            mixed[b, :, y, x] = images[partner, :, y, x]
+            mixed_label[b, y, x] = labels[partner, y, x]
+            mixed_sure[b, y, x] = sure[partner, y, x]
+    return mixed, mixed_label, mixed_sure
+
+
+@pytest.mark.parametrize("num_classes", CLASSES)
+@pytest.mark.parametrize("sizes", [(2, 2), (2, 3), (4, 1)])
+@pytest.mark.parametrize("settings", [{}, {"mix_pick": "least_uncertain"}, {"mix_confidence": 0.5, "mix_cells": 9}])
+def test_mixed_losses_equal_a_loop_over_cells(num_classes, sizes, settings):
+    method = make_method("knowsam", num_classes, **settings).eval()
+    batch = make_batch(num_classes, *sizes)
+    labelled = sizes[0]
+    images, logits, sam = logits_of(method, batch)
+    confidence, sam_label = sam.softmax(1).max(1)
+    label = torch.cat([batch.mask, sam_label[labelled:]])
+    sure = torch.cat(
+        [torch.ones_like(batch.mask, dtype=torch.bool), confidence[labelled:] >= settings.get("mix_confidence", 0)]
+    )
+    mixed, label, sure = mix_by_loops(
+        images, label, sure, entropy_map(logits["fusion"]), labelled,
+        cells=settings.get("mix_cells", 5), largest="mix_pick" not in settings,
+    )  # fmt: skip
+
+    seen = []
+    method.students.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    losses = method(batch, LATE).losses
+    assert len(seen) == 2
+    assert torch.equal(seen[1], mixed)
+
+    again = method.students(mixed)
+    fused_label = again["fusion"].argmax(1)[labelled:]
+    weight = ramp(LATE, MAX_STEPS)
+    expected = {"mix_seg_fusion": segmentation_loss(again["fusion"], label, valid=sure)}
+    for v, other in (("unet", "vnet"), ("vnet", "unet")):
+        expected[f"mix_seg_{v}"] = segmentation_loss(again[v], label, valid=sure) / 2
+        expected[f"mix_entropy_{v}"] = 0.9 * entropy_loss(again[v]) / 2
+        agreement = consistency_loss(again[v], again[other]) + segmentation_loss(again[v][labelled:], fused_label)
+        expected[f"mix_consistency_{v}"] = weight * agreement / 2
+    assert {t for t in losses if t.startswith("mix_")} == expected.keys()
+    for term, value in expected.items():
+        torch.testing.assert_close(losses[term], value, msg=lambda text, t=term: f"{t}: {text}")
+
+
+def recorded_segmentation(monkeypatch):
+    """(mask, valid) of every segmentation loss that a KnowSAM step asks for."""
+    calls = []
+
+    def record(logits, mask, *, valid=None):
+        calls.append((mask, valid))
+        return segmentation_loss(logits, mask, valid=valid)
+
+    monkeypatch.setattr("knowsam.methods.knowsam.segmentation_loss", record)
+    return calls
+
+
+def test_mix_confidence_masks_pseudo_labels_only(monkeypatch):
+    """A threshold nobody meets leaves exactly the pixels that carry a true mask."""
+    method = make_method("knowsam", 3, mix_confidence=1.01).eval()
+    calls = recorded_segmentation(monkeypatch)
+    method(make_batch(3, 2, 2), LATE)
+    masks = [(mask, valid) for mask, valid in calls if valid is not None]
+    assert len(masks) == 3  # unet, vnet, fusion
+    valid = masks[0][1]
+    per_image = valid.flatten(1).float().mean(1)
+    # labelled images keep 11 of 16 cells of truth, unlabelled ones receive 5
+    assert per_image.tolist() == pytest.approx([11 / 16] * 2 + [5 / 16] * 2)
+
+
+def test_without_threshold_every_mixed_pixel_counts(monkeypatch):
+    calls = recorded_segmentation(monkeypatch)
+    make_method("knowsam", 3).eval()(make_batch(3), LATE)
+    assert all(valid.all() for _, valid in calls if valid is not None)
+
+
+def test_true_masks_follow_their_pixels(monkeypatch):
+    """Paint the class into the image: wherever a mixed pixel came from a labelled image, the label says its class."""
+    method = make_method("knowsam", 4, mix_confidence=1.01).eval()
+    batch = make_batch(4, 3, 2)
+    batch.labelled = (batch.mask[:, None].float() / 10 + 0.5).expand(-1, 3, -1, -1).contiguous()
+    batch.strong = batch.weak = torch.zeros(2, 3, SIDE, SIDE)
+    seen = []
+    method.students.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    calls = recorded_segmentation(monkeypatch)
+    method(batch, LATE)
+    label, valid = next(call for call in calls if call[1] is not None)
+    true = seen[1][:, 0] > 0.4
+    assert torch.equal(valid, true)
+    assert torch.equal(label[true], ((seen[1][:, 0][true] - 0.5) * 10).round().long())
+
+
+def test_when_mixing_starts():
+    method = make_method("knowsam", 2, mix_start=0.24)
+
+    def mixes(step):
+        return any(term.startswith("mix_") for term in method(make_batch(2), step).losses)
+
+    assert [mixes(step) for step in (0, 23, 24, 25, 99)] == [False, False, False, True, True]
+    method = make_method("knowsam", 2, mixing=False)
+    assert not mixes(LATE)
+
+
+# ---------------------------------------------------------------- the other methods' arithmetic
+
+
+@pytest.mark.parametrize("num_classes", CLASSES)
+def test_supervised_weights(num_classes):
+    method = make_method("supervised", num_classes).eval()
+    batch = make_batch(num_classes)
+    logits = method.students(batch.labelled)
+    losses = method(batch, 0).losses
+    for name, share in (("unet", 0.5), ("vnet", 0.5), ("fusion", 1.0)):
+        torch.testing.assert_close(losses[f"seg_{name}"], share * segmentation_loss(logits[name], batch.mask))
+
+
+def test_supervised_sees_unlabelled_images_only_for_a_wrapper():
+    batch = make_batch(2)
+    alone = make_method("supervised", 2)(batch, 0)
+    assert torch.equal(alone.predictions["unet"].images, batch.labelled)
+    wrapped = make_method("supervised", 2, skd=True)(batch, 0)
+    assert torch.equal(wrapped.predictions["unet"].images, torch.cat([batch.labelled, batch.strong]))
+
+
+@pytest.mark.parametrize("step", [0, 20, 80])
+def test_mean_teacher_weights(step):
+    """The teacher sees the weak view of the same images; 10 * ramp over 40 % of the run, shared by the outputs."""
+    method = make_method("mean_teacher", 3).eval()
+    with torch.no_grad():
+        for p in method.teacher.parameters():
+            p.mul_(1.5)
+    batch = make_batch(3)
+    logits = method.students(torch.cat([batch.labelled, batch.strong]))
+    target = method.teacher(batch.weak)["fusion"].softmax(1)
+    losses = method(batch, step).losses
+    for name, x in logits.items():
+        expected = 10 * ramp(step, 40) / 3 * (x[2:].softmax(1) - target).square().mean()
+        torch.testing.assert_close(losses[f"consistency_{name}"], expected)
+
+
+def test_mean_teacher_average_includes_buffers():
+    method = make_method("mean_teacher", 2, ema_decay=0.75).train()
+    method(make_batch(2), 0)
+    method.after_step(0)  # decay 0: a copy
+    for a, b in zip(method.teacher.state_dict().values(), method.students.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    before = {k: v.clone() for k, v in method.teacher.state_dict().items()}
+    method(make_batch(2, seed=4), 1)
+    with torch.no_grad():
+        for p in method.students.parameters():
+            p.add_(1.0)
+    method.after_step(1)  # 1 - 1/2 < 0.75
+    students = method.students.state_dict()
+    assert any("running_mean" in key for key in before)
+    for key, value in method.teacher.state_dict().items():
+        expected = 0.5 * before[key] + 0.5 * students[key] if value.is_floating_point() else students[key]
+        torch.testing.assert_close(value, expected)
+    before = {k: v.clone() for k, v in method.teacher.state_dict().items()}
+    method.after_step(50)
+    for key, value in method.teacher.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.75 * before[key] + 0.25 * students[key])
+
+
+@pytest.mark.parametrize("step", [0, 40])
+def test_with_skd_arithmetic(step):
+    """SAM is prompted by the students' mean logits; one pass for students that saw the same images."""
+    method = make_method("supervised", 3, skd=True).eval()
+    batch = make_batch(3)
+    images = torch.cat([batch.labelled, batch.strong])
+    logits = method.method.students(images)
+    sam = method.sam_guide(images, torch.stack(list(logits.values())).mean(0))
+    passes = []
+    method.sam_guide.register_forward_hook(lambda *_: passes.append(1))
+    losses = method(batch, step).losses
+    assert len(passes) == 1
+    torch.testing.assert_close(losses["sam"], segmentation_loss(sam[:2], batch.mask))
+    for name, x in logits.items():
+        expected = ramp(step, 40) / 3 * sam_distillation_loss(x, sam, temperature=10.0)
+        torch.testing.assert_close(losses[f"skd_{name}"], expected)
+
+
+def test_with_skd_does_not_change_the_method_within():
+    batch = make_batch(3)
+    wrapped = make_method("mean_teacher", 3, skd=True).eval()
+    inner, outer = wrapped.method(batch, 30).losses, wrapped(batch, 30).losses
+    assert all(torch.equal(inner[term], outer[term]) for term in inner)
+    assert wrapped.inference_model().state_dict().keys() == wrapped.method.inference_model().state_dict().keys()
+
+
+def test_with_skd_students_of_different_images_get_their_own_sam_pass():
+    class TwoViews(SSLMethod):
+        def __init__(self):
+            super().__init__()
+            self.inner = make_method("supervised", 2)
+
+        def forward(self, batch, step):
+            a = self.inner(batch, step)
+            b = self.inner(type(batch)(batch.labelled.flip(-1), batch.mask.flip(-1), batch.weak, batch.strong), step)
+            renamed = {f"{k}2": v for k, v in b.predictions.items()}
+            return StepOutput(a.losses, {**a.predictions, **renamed})
+
+        def trainable_groups(self):
+            return self.inner.trainable_groups()
+
+        def outputs(self):
+            return self.inner.outputs()
+
+        def predict(self, images):
+            return self.inner.predict(images)
+
+        def inference_model(self):
+            return self.inner.inference_model()
+
+    torch.manual_seed(0)
+    method = WithSKD(TwoViews(), StubGuide(2), MAX_STEPS)
+    passes = []
+    method.sam_guide.register_forward_hook(lambda *_: passes.append(1))
+    losses = method(make_batch(2), 5).losses
+    assert len(passes) == 2
+    assert {t for t in losses if t.startswith("skd_")} == {
+        f"skd_{n}{i}" for n in ("unet", "vnet", "fusion") for i in ("", "2")
+    }
+    assert losses["sam"].isfinite()
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"sam_teacher_mode": "off"}, "sam_teacher_mode must be one of .*got 'off'"),
+        ({"sam_view": "medium"}, "sam_view must be one of .*got 'medium'"),
+    ],
+)
+def test_knowsam_refuses(options, text):
+    with pytest.raises(ValueError, match=text):
+        make_method("knowsam", 2, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"mix_pick": "most"}, "pick must be"),
+        ({"mix_cells": 17}, "cells must be in"),
+        ({"mix_grid": 2}, "cells must be in"),
+    ],
+)
+def test_mixing_settings_are_refused_before_the_run(options, text):
+    """Not thousands of steps later, when mixing starts."""
+    with pytest.raises(ValueError, match=text):
+        make_method("knowsam", 2, **options)
+
+
+def test_knowsam_needs_a_pair_and_a_fusion_head():
+    with pytest.raises(ValueError, match="2 students with a fusion head, got 1"):
+        KnowSAM(make_students(2, fusion=False), StubGuide(2), MAX_STEPS)
+
+
+def test_mean_teacher_refuses_an_unknown_consistency():
+    with pytest.raises(ValueError, match=r"consistency must be one of .*'bce'.*got 'kl'"):
+        make_method("mean_teacher", 2, consistency="kl")
+
+
+def test_with_skd_needs_predictions():
+    class Silent(nn.Module):
+        def forward(self, batch, step):
+            return StepOutput({"seg": torch.zeros(())})
+
+    with pytest.raises(ValueError, match="Silent reports no predictions"):
+        WithSKD(Silent(), StubGuide(2), MAX_STEPS)(make_batch(2), 0)
