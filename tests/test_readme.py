@@ -19,7 +19,7 @@ def blocks(language):
 def test_the_skd_example_trains_student_and_sam():
     (code,) = blocks("python")
     names = {}
-    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    exec(compile(code, "README.md", "exec"), names)
     assert names["loss"].isfinite()
     assert all(p.grad is not None for p in names["student"].parameters())
     assert all(p.grad is not None for p in names["guide"].parameters() if p.requires_grad)

@@ -5,7 +5,7 @@ import argparse
 EPILOG = """examples:
   python tools/evaluate.py runs/quickstart/knowsam_labelled_10pct_seed0
   python tools/evaluate.py runs/a runs/b --split val
-  python tools/evaluate.py runs/kvasir --dataset experiments/polyp_external.yaml
+  python tools/evaluate.py runs/kvasir --dataset experiments/base/polyp_external.yaml
 
 Writes evaluation/<split>_cases.csv, _summary.csv and .json into each run folder; several runs are also compared.
 exit codes: 0 done, 65 bad data, 66 no such run, 78 configuration, 80 checkpoint.

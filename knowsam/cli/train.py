@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
-    rank = distributed.setup(config.train.device)
+    # Others wait while rank 0 decodes the cache or validates.
+    rank = distributed.setup(config.train.device, timeout=3600)
     try:
         if args.dry_run or args.overfit_one_batch:
             from knowsam.cli import trial

@@ -132,11 +132,11 @@ class Augmenter:
         self.blur_sigma = _pair("blur_sigma", blur_sigma, 1e-6, 0.25)
         self.noise = _number("noise", noise, 0, 1)
         self.noise_std = _number("noise_std", noise_std, 0, 1)
-        if self.blur > 0:
-            # Half a second to import, and only the blur needs it; paid here rather than in the first step.
-            from kornia.filters import gaussian_blur2d
+        # Half a second to import; paid here rather than in the first step.
+        import kornia.enhance
+        import kornia.filters
 
-            self._gaussian_blur = gaussian_blur2d
+        self._enhance, self._gaussian_blur = kornia.enhance, kornia.filters.gaussian_blur2d
 
     @classmethod
     def off(cls) -> "Augmenter":
@@ -186,11 +186,11 @@ class Augmenter:
             mask = F.grid_sample(mask[:, None].float(), grid[:num_labelled], mode="nearest", **sampling)[:, 0]
         images, base = images.clamp_(0, 1), images[num_labelled:]
 
-        images = _relight(weak, images, means, self.weak_light, self.weak_amounts)
+        images = self._relight(weak, images, means, self.weak_light, self.weak_amounts)
         weak_labelled = self._cut_holes(
             labelled_holes, images[:num_labelled], self.labelled_holes, self.labelled_hole_count
         )
-        strong_view = _relight(strong, base, means[num_labelled:], self.strong_light, self.strong_amounts)
+        strong_view = self._relight(strong, base, means[num_labelled:], self.strong_light, self.strong_amounts)
         strong_view = self._blur(blur, strong_view)
         strong_view = self._add_noise(noise, strong_view)
         strong_view = self._cut_holes(strong_holes, strong_view, self.strong_holes, self.strong_hole_count)
@@ -227,6 +227,17 @@ class Augmenter:
             x, y = x + bend[:, 0], y + bend[:, 1]
         a, b, c, d, e, f = _to(theta, device)[:, :, None, None].unbind(1)  # each (N, 1, 1)
         return torch.stack([a * x + b * y + c, d * x + e * y + f], dim=-1)
+
+    def _relight(self, rng, images: Tensor, means: Tensor, probability: float, amounts: tuple[float, ...]) -> Tensor:
+        """Brightness, contrast around ``means`` (N,), gamma; a new tensor."""
+        draws = rng.random((len(images), 4))
+        chosen = draws[:, 0] < probability
+        brightness, contrast, gamma = ((2 * draws[:, 1:] - 1) * chosen[:, None] * np.array(amounts)).T
+        offset, gain, exponent = _to(np.stack([brightness, 1 + contrast, 1 + gamma]), images.device)
+        offset = offset + means * (1 - gain)  # exactly 0 where the light stays
+        images = self._enhance.adjust_contrast(images, gain, clip_output=False)
+        images = self._enhance.adjust_brightness(images, offset)
+        return self._enhance.adjust_gamma(images, exponent) if gamma.any() else images
 
     def _cut_holes(self, rng, images: Tensor, probability: float, count: Sequence[int]) -> Tensor:
         number, side = len(images), images.shape[-1]
@@ -265,19 +276,6 @@ class Augmenter:
         noise = rng.standard_normal((len(chosen), *images.shape[1:]), dtype=np.float32)
         index = torch.from_numpy(chosen).to(images.device)
         return images.index_add(0, index, _to(noise, images.device), alpha=self.noise_std).clamp_(0, 1)
-
-
-def _relight(rng, images: Tensor, means: Tensor, probability: float, amounts: tuple[float, float, float]) -> Tensor:
-    """Brightness, contrast around ``means`` (N,), gamma; a new tensor."""
-    draws = rng.random((len(images), 4))
-    chosen = draws[:, 0] < probability
-    brightness, contrast, gamma = ((2 * draws[:, 1:] - 1) * chosen[:, None] * np.array(amounts)).T
-    offset, gain, exponent = _to(np.stack([brightness, 1 + contrast, 1 + gamma]), images.device)
-    offset = offset + means * (1 - gain)  # exactly 0 where the light stays
-    images = torch.addcmul(offset.view(-1, 1, 1, 1), images, gain.view(-1, 1, 1, 1)).clamp_(0, 1)
-    if gamma.any():
-        images = images.pow_(exponent.view(-1, 1, 1, 1))
-    return images
 
 
 def _to(array: np.ndarray, device: torch.device) -> Tensor:

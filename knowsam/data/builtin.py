@@ -101,7 +101,7 @@ class BuiltIn:
         return render(rng, self.size, self.num_classes)
 
 
-VERSION = 1  # of the pictures; part of every fingerprint
+VERSION = 2  # of the pictures; part of every fingerprint
 
 
 def _labelled_count(labelled: str, train: int) -> int:

@@ -182,9 +182,7 @@ def train(
                 if state.step % log_every == 0 or finished:
                     values = _to_floats({"loss": total, **out.losses, **out.monitors, **norms})
                     values = distributed.all_reduce_mean(values)
-                progress.update(
-                    state.step, values and {k: values[k] for k in ("loss", *out.losses)}, images=images_per_step
-                )
+                progress.update(state.step, values and _by_kind(values, out.losses), images=images_per_step)
                 if values is not None:
                     log.write("train", state.step, {**values, **rates, "images_per_second": progress.images_per_second})
                 if state.step % validate_every == 0 or finished:
@@ -237,6 +235,15 @@ def _to_floats(values: Mapping[str, Tensor]) -> dict[str, float]:
     device = values["loss"].device
     stacked = torch.stack([v.detach().float().to(device) for v in values.values()])
     return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def _by_kind(values: Mapping[str, float], terms: Mapping[str, Tensor]) -> dict[str, float]:
+    """The loss and its terms summed by their first word, which fits a line: seg, skd, mix, ..."""
+    kinds = {"loss": values["loss"]}
+    for name in terms:
+        kind = name.partition("_")[0]
+        kinds[kind] = kinds.get(kind, 0.0) + values[name]
+    return kinds
 
 
 def _refuse_non_finite(

@@ -44,8 +44,7 @@ class VNet(nn.Module):
         widths = [filters * 2**level for level in range(5)]
         self.stem = _block(widths[0], self.depths[0], norm, in_channels)
         self.down = nn.ModuleList(
-            nn.Sequential(*_unit(nn.Conv2d(i, o, 2, stride=2), o, norm))
-            for i, o in itertools.pairwise(widths)
+            nn.Sequential(*_unit(nn.Conv2d(i, o, 2, stride=2), o, norm)) for i, o in itertools.pairwise(widths)
         )
         self.encoder = nn.ModuleList(
             _block(w, depth, norm) for w, depth in zip(widths[1:], self.depths[1:], strict=True)
