@@ -3,7 +3,7 @@
 import math
 
 
-def sigmoid_rampup(step: int, length: float) -> float:
+def sigmoid_rampup(step: float, length: float) -> float:
     """exp(-5 (1 - t)^2) with t = step / length clipped to 0..1: from 0.0067 to 1; always 1 for length <= 0.
 
     Source: arXiv:1610.02242 (temporal ensembling), arXiv:1703.01780 (mean teacher).

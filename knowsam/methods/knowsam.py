@@ -37,6 +37,9 @@ class KnowSAM(SSLMethod):
         consistency_rampup: length of that ramp as a fraction of the run.
         mixing: whether to mix at all.
         mix_start: when mixing starts, as a fraction of the run (12,000 of 50,000 steps published).
+        mix_weight: factor of all losses on mixed images at the end of its ramp.
+        mix_rampup: length of the sigmoid ramp of that factor from ``mix_start`` on, as a fraction of the run; 0 is the
+            published form. SAM's labels cover most of a mixed image, so a SAM that still errs needs a ramp.
         mix_grid: cells per side.
         mix_cells: cells exchanged per image.
         mix_pick: ``most_uncertain`` or ``least_uncertain`` cells, by the fused entropy.
@@ -62,6 +65,8 @@ class KnowSAM(SSLMethod):
         consistency_rampup: float = 1.0,
         mixing: bool = True,
         mix_start: float = 0.24,
+        mix_weight: float = 1.0,
+        mix_rampup: float = 0.0,
         mix_grid: int = 4,
         mix_cells: int = 5,
         mix_pick: str = "most_uncertain",
@@ -90,6 +95,8 @@ class KnowSAM(SSLMethod):
         self.consistency_weight = consistency_weight
         self.consistency_rampup_steps = consistency_rampup * max_steps
         self.mix_from_step = mix_start * max_steps if mixing else float("inf")
+        self.mix_weight = mix_weight
+        self.mix_rampup_steps = mix_rampup * max_steps
         self.mix_cells = {"grid": mix_grid, "cells": mix_cells, "pick": mix_pick}
         self.mix_confidence = mix_confidence
         if mixing:  # refused here rather than when mixing starts, thousands of steps later
@@ -122,7 +129,9 @@ class KnowSAM(SSLMethod):
             losses[f"consistency_{name}"] = 0.5 * consistency * consistency_loss(logits[name], logits[other])
         if step > self.mix_from_step:
             uncertainty = entropy_map(logits["fusion"].detach())  # (L + U, S, S)
-            losses |= self._mix(images, batch.mask, uncertainty, sam_label, confidence, consistency)
+            mixed = self._mix(images, batch.mask, uncertainty, sam_label, confidence, consistency)
+            ramp = self.mix_weight * sigmoid_rampup(step - self.mix_from_step, self.mix_rampup_steps)
+            losses |= {name: ramp * term for name, term in mixed.items()}
 
         monitors = {
             "skd_weight": torch.tensor(skd),
