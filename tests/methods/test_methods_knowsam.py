@@ -307,6 +307,19 @@ def test_true_masks_follow_their_pixels(monkeypatch):
     assert torch.equal(label[true], ((seen[1][:, 0][true] - 0.5) * 10).round().long())
 
 
+@pytest.mark.parametrize("share", [0.2, 0.6, 1.0])
+def test_mixing_climbs_from_its_start_to_its_weight(share):
+    settings = {"mix_start": 0.5, "mix_weight": 1.0, "mix_rampup": 0.0}
+    step, batch = int(MAX_STEPS * (0.5 + 0.5 * share)), make_batch(2)
+    method = make_method("knowsam", 2, **settings).eval()
+    whole = {k: v.item() for k, v in method(batch, step).losses.items() if k.startswith("mix_")}
+    gentle = make_method("knowsam", 2, **settings | {"mix_weight": 0.4, "mix_rampup": 0.5}).eval()
+    gentle.load_state_dict(method.state_dict())
+    weighed = {k: v.item() for k, v in gentle(batch, step).losses.items() if k.startswith("mix_")}
+    factor = 0.4 * math.exp(-5 * (1 - (step - 0.5 * MAX_STEPS) / (0.5 * MAX_STEPS)) ** 2)
+    assert whole and weighed == pytest.approx({k: factor * v for k, v in whole.items()}, rel=1e-5)
+
+
 def test_when_mixing_starts():
     method = make_method("knowsam", 2, mix_start=0.24)
 
