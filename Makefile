@@ -32,9 +32,9 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: setup  ## train the quick start and its supervised twin, then compare them
-	$(PY) tools/train.py experiments/quickstart.yaml run=runs/quickstart
-	$(PY) tools/train.py experiments/quickstart.yaml method.name=supervised run=runs/quickstart_supervised
-	$(PY) tools/evaluate.py runs/quickstart_supervised runs/quickstart
+	$(PY) tools/train.py experiments/quickstart.yaml method.name=supervised run=runs/demo/supervised
+	$(PY) tools/train.py experiments/quickstart.yaml run=runs/demo/knowsam
+	$(PY) tools/evaluate.py runs/demo/supervised runs/demo/knowsam
 
 test: setup  ## the quick tests
 	$(TEST) -m "not slow and not gpu"

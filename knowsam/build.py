@@ -43,10 +43,12 @@ def build_source(config: Config) -> Source:
     if "splits" in accepted:
         from knowsam.data.splits import load_splits
 
+        folder = _beside(str(data.splits))
         try:
-            arguments["splits"] = load_splits(_beside(str(data.splits)), data.labelled, group_regex=data.group_regex)
+            arguments["splits"] = load_splits(folder, data.labelled, group_regex=data.group_regex)
         except NotFoundError as error:
-            raise NotFoundError(str(error), hint=data.obtain or error.hint) from error
+            no_lists = not any(folder.glob("*.txt"))
+            raise NotFoundError(str(error), hint=(no_lists and data.obtain) or error.hint) from error
     if "label_table" in accepted:
         from knowsam.data.labels import LabelTable
 
@@ -57,20 +59,24 @@ def build_source(config: Config) -> Source:
 
 
 def build_streams(config: Config, source: Source, *, rank: int = 0, world_size: int = 1, progress=None) -> TwoStreams:
-    """The labelled and unlabelled streams over the decoded cache; the cache is built if need be."""
+    """The labelled and unlabelled streams over the decoded cache; the cache is built if need be.
+
+    A method that can do without unlabelled images, and that no SAM teaches, gets none: U = 0.
+    """
     data = config.data
+    unlabelled_batch = data.unlabelled_batch if config.uses_unlabelled else 0
     labelled_ids = source.labelled_ids()
     known = set() if data.unlabelled_includes_labelled else set(labelled_ids)
     unlabelled_ids = [i for i in source.train_ids() if i not in known]
     settings = {"image_size": data.image_size, "folder": data.cache, "progress": progress}
     labelled = build_cache(source, labelled_ids, masks=True, **settings)
-    needs_unlabelled = data.unlabelled_batch and unlabelled_ids
+    needs_unlabelled = unlabelled_batch and unlabelled_ids
     unlabelled = build_cache(source, unlabelled_ids, masks=False, **settings) if needs_unlabelled else None
     return TwoStreams(
         labelled,
         unlabelled,
         labelled_batch=data.labelled_batch,
-        unlabelled_batch=data.unlabelled_batch,
+        unlabelled_batch=unlabelled_batch,
         seed=config.train.seed,
         rank=rank,
         world_size=world_size,
@@ -130,8 +136,10 @@ def build_optimizers(config: Config, method: SSLMethod) -> dict[str, ScheduledOp
     """One per group of the method."""
     groups = method.trainable_groups()
     missing = [name for name in groups if name not in config.optim]
-    if missing:
-        raise ConfigError(f"optim has no block for {', '.join(missing)}; the method trains {', '.join(groups)}")
+    unknown = [name for name in config.optim if name not in {*groups, "subnets", "sam"}]
+    if missing or unknown:
+        problem = f"has no block for {', '.join(missing)}" if missing else f"has a block for {', '.join(unknown)}"
+        raise ConfigError(f"optim {problem}; the method trains {', '.join(groups)}")
     return {
         name: _construct(
             f"optim.{name}",
@@ -158,7 +166,7 @@ def _construct(key: str, target: str, **arguments: Any) -> Any:
         return constructor(**arguments)
     except KnowsamError:
         raise
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ConfigError(f"{key}: {error}") from error
 
 
@@ -188,7 +196,14 @@ def _beside(path: str) -> Path:
 
 
 def _weights_file(path: str) -> Path:
-    for place in (Path(path), *_data_places(path)):
-        if place.is_file():
+    places = list(dict.fromkeys([Path(path), *(_data_places(path) if not Path(path).is_absolute() else [])]))
+    for place in places:
+        if place.exists():
             return place
-    return Path(path)
+    tried = "\n".join(f"  {place}" for place in places)
+    raise NotFoundError(
+        f"SAM's weights {path!r} are not there; looked at\n{tried}",
+        hint="Fetch sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth (the README of "
+        "github.com/facebookresearch/segment-anything links them) and put the file there, or train SAM from random "
+        "weights with sam.weights=null.",
+    )

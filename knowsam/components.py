@@ -32,6 +32,10 @@ OPTIMIZERS = {
     "adamw": "knowsam.engine.optim:adamw",
     "sgd": "knowsam.engine.optim:sgd",
 }
+# Blocks inside `sam`; the classes themselves stand in models/sam/variants.py.
+SAM_VARIANTS = ("vit_b", "vit_l", "vit_h", "tiny", "small")
+TUNINGS = {"adapter": "knowsam.models.tuning.adapter:add_adapters"}
+PROMPT_GENERATORS = {"learned": "knowsam.models.sam.prompt_generator:PromptGenerator"}
 SKD = "knowsam.methods.with_skd:WithSKD"
 AUGMENTER = "knowsam.data.augment:Augmenter"
 SAM_GUIDE = "knowsam.models.sam.variants:build_sam_guide"

@@ -75,7 +75,7 @@ class Config:
     """One experiment."""
 
     name: str = "experiment"
-    run: str | None = None  # run folder; runs/<name>/<method>_seed<seed> if null
+    run: str | None = None  # run folder; runs/<name>/<method>_<labelled>_seed<seed> if null
     data: DataConfig = field(default_factory=DataConfig)
     augment: dict[str, Any] = _block()  # knowsam.data.augment:Augmenter
     students: dict[str, Any] = field(default_factory=lambda: {"unet": {"name": "unet"}, "vnet": {"name": "vnet"}})
@@ -102,6 +102,11 @@ class Config:
         """Whether this experiment builds SAM at all."""
         return self.skd is not None or "sam_guide" in _method_arguments(self)
 
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether unlabelled images are shown at all: not to a method that only forwards them for a wrapper's sake."""
+        return self.skd is not None or "forward_unlabelled" not in _method_arguments(self)
+
 
 # Outputs of methods have names too, and must not be mistaken for students'.
 RESERVED_STUDENTS = {"fusion", "sam", "teacher", "training"}
@@ -115,7 +120,8 @@ PROVIDED = {
     "optim": {"parameters"},
     "source": {"splits", "num_classes", "labelled", "label_table"},
     "sam": {"image_size", "num_classes"},
-    "augment": set(),
+    "tuning": {"encoder", "mask_decoder"},
+    "prompt": {"num_classes", "embed_dim"},
 }
 
 
@@ -130,8 +136,24 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         ConfigError: everything that is wrong with it, in one message.
     """
     values, where = _read_with_parents(Path(path), ())
+    return _finish(values, where, overrides or [])
+
+
+def parse_config(text: str, where: str | Path) -> Config:
+    """A resolved configuration that a run or a checkpoint stores, from its YAML text.
+
+    Args:
+        text: what :func:`to_yaml` gave.
+        where: name of the file that holds it, for messages.
+    Raises:
+        ConfigError: everything that this version does not accept.
+    """
+    return _finish(*_parse_yaml(text, Path(where)), [])
+
+
+def _finish(values: dict[str, Any], where: dict[str, str], overrides: list[str]) -> Config:
     errors: list[str] = []
-    for key, value in _parse_overrides(overrides or [], errors):
+    for key, value in _parse_overrides(overrides, errors):
         values = _merge(values, _nest(key, value))
         for dotted in _walk(_nest(key, value)):
             where[dotted] = "command line"
@@ -190,10 +212,18 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if path.stat().st_size > 1_000_000:
             raise ConfigError(f"{path} holds more than 1 MB: not an experiment file")
         text = path.read_text(encoding="utf-8-sig")
-        values = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if text.strip() else {}
-        lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader))) if values else {}
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    return _parse_yaml(text, path)
+
+
+def _parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values, and ``file:line`` of every dotted key."""
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if text.strip() else {}
+        lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader))) if values else {}
     except UNREADABLE as error:
         raise ConfigError(
             f"{path} is not a YAML file that can be read: {str(error) or type(error).__name__}"
@@ -323,20 +353,34 @@ def _check_blocks(config: Config, complain) -> None:
     if config.fusion is not None:
         named.append(("fusion", config.fusion, components.FUSION_HEADS, "fusion"))
     for key, block, table, kind in named:
-        if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
-            complain(key, f"needs a block with a name, one of {', '.join(table)}; got {block!r}")
-            continue
-        name = block["name"]
-        target = table.get(name, name)
-        if ":" not in target:
-            near = _did_you_mean(name, table)
-            complain(f"{key}.name", f"there is no {kind} {name!r}{near}; known: {', '.join(table)}")
-            continue
-        _check_block(key, f"{kind} {name!r}", block, target, PROVIDED[kind], complain)
+        _check_named(key, block, table, kind, complain)
     _check_block("augment", "augment", config.augment, components.AUGMENTER, set(), complain)
     _check_block("sam", "sam", config.sam, components.SAM_GUIDE, PROVIDED["sam"], complain)
+    variant = str(config.sam.get("variant", components.SAM_VARIANTS[0]))
+    if variant not in components.SAM_VARIANTS:
+        near = _did_you_mean(variant, components.SAM_VARIANTS)
+        complain("sam.variant", f"there is no variant {variant!r}{near}; known: {', '.join(components.SAM_VARIANTS)}")
+    nested = (("tuning", components.TUNINGS, None), ("prompt", components.PROMPT_GENERATORS, "learned"))
+    for kind, table, default in nested:
+        block = config.sam.get(kind)
+        if isinstance(block, Mapping):
+            _check_named(f"sam.{kind}", {"name": default, **block}, table, kind, complain)
     if config.skd is not None:
         _check_block("skd", "skd", config.skd, components.SKD, PROVIDED["skd"], complain)
+
+
+def _check_named(key: str, block: Any, table: Mapping[str, str], kind: str, complain) -> None:
+    """A block that names a component of ``table``, or one from outside as ``module:name``."""
+    if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
+        complain(key, f"needs a block with a name, one of {', '.join(table)}; got {block!r}")
+        return
+    name = block["name"]
+    target = table.get(name, name)
+    if ":" not in target:
+        near = _did_you_mean(name, table)
+        complain(f"{key}.name", f"there is no {kind} {name!r}{near}; known: {', '.join(table)}")
+        return
+    _check_block(key, f"{kind} {name!r}", block, target, PROVIDED[kind], complain)
 
 
 def _check_block(key: str, title: str, block: Mapping[str, Any], target: str, provided: set[str], complain) -> None:
@@ -367,6 +411,10 @@ def _check_pairs(config: Config, complain) -> None:
     method, arguments = str(config.method.get("name")), _method_arguments(config)
     if len(data.classes) < 2:
         complain("data.classes", f"needs background and at least one class, got {data.classes}")
+    if "mean" in data.classes:
+        complain("data.classes", "a class cannot be called 'mean': result tables call the mean over classes so")
+    if data.label_threshold is not None and data.labels is not None:
+        complain("data.label_threshold", "excludes data.labels; set one of them to null")
     if len(set(data.classes)) != len(data.classes):
         complain("data.classes", f"names a class twice: {data.classes}")
     if data.image_size < 32 or data.image_size % 16:
@@ -412,7 +460,7 @@ def _check_pairs(config: Config, complain) -> None:
         complain("data.splits", "names the folder of split lists (train.txt, val.txt, ...), which files on disk need")
 
 
-def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
+def _did_you_mean(word: str, known: Iterable[Any]) -> str:
     near = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -14,11 +14,6 @@ def sigmoid_rampup(step: float, length: float) -> float:
     return math.exp(-5.0 * (1.0 - t) ** 2)
 
 
-def linear_rampup(step: int, length: float) -> float:
-    """step / length clipped to 0..1; always 1 for length <= 0."""
-    return 1.0 if length <= 0 else min(max(step / length, 0.0), 1.0)
-
-
 def lr_factor(step: int, max_steps: int, *, schedule: str = "linear", warmup: int = 0, power: float = 0.9) -> float:
     """Factor on the initial learning rate at ``step``, never below 0.
 

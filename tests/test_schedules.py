@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from knowsam.schedules import ema_decay, linear_rampup, lr_factor, sigmoid_rampup
+from knowsam.schedules import ema_decay, lr_factor, sigmoid_rampup
 
 SCHEDULES = ("constant", "linear", "polynomial", "cosine")
 
@@ -24,14 +24,6 @@ SCHEDULES = ("constant", "linear", "polynomial", "cosine")
 )
 def test_sigmoid_rampup(step, length, expected):
     assert sigmoid_rampup(step, length) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("step", "length", "expected"),
-    [(0, 10, 0.0), (5, 10, 0.5), (10, 10, 1.0), (99, 10, 1.0), (0, 0, 1.0), (-1, 5, 0.0)],
-)
-def test_linear_rampup(step, length, expected):
-    assert linear_rampup(step, length) == expected
 
 
 @pytest.mark.parametrize(

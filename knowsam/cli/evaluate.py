@@ -47,47 +47,52 @@ def run(args: argparse.Namespace) -> int:
 def evaluate_run(folder: str, args: argparse.Namespace):
     """Load a run's checkpoint, score it, write the files; returns the ``Evaluation``."""
     from knowsam import build
-    from knowsam.config import load_config
+    from knowsam.config import load_config, parse_config
     from knowsam.engine import distributed
     from knowsam.engine.checkpoint import load_checkpoint
     from knowsam.engine.evaluate import evaluate
-    from knowsam.engine.log import say
+    from knowsam.engine.log import Counter, say
     from knowsam.engine.runfolder import RunFolder
     from knowsam.engine.train import autocast_dtype
-    from knowsam.errors import ConfigError, NotFoundError
+    from knowsam.errors import CheckpointError, ConfigError, NotFoundError
 
     run = RunFolder(folder, create=False)
     path = run.best if args.checkpoint == "best" else run.last
     if not path.exists():
         raise NotFoundError(f"{run} has no {path.name} yet", hint="Finish training first, or try --checkpoint last.")
-    config = load_config(run.config)
+    state = load_checkpoint(path, fall_back=False)
+    config = parse_config(state["config"], path)  # the architecture is stored with the weights
     data_config = load_config(args.dataset) if args.dataset else config
     if data_config.data.classes != config.data.classes:
         raise ConfigError(f"{args.dataset} has classes {data_config.data.classes}, the run has {config.data.classes}")
-    state = load_checkpoint(path, fall_back=False)
     device = distributed.setup(args.device).device
     config.sam.pop("weights", None)  # the checkpoint holds SAM's weights; the official file need not be there
     method = build.build_method(config).method
-    method.load_state_dict(state["method"])
+    try:
+        method.load_state_dict(state["method"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit this version of the networks: {error}") from error
     method.to(device)
     say(f"{run}: checkpoint {path.name} of step {state['step']}" + (", chosen on val" if path == run.best else ""))
     outputs = args.outputs.split(",") if args.outputs else method.outputs()
     unknown = sorted(set(outputs) - set(method.outputs()))
     if unknown:
         raise ConfigError(f"no output {', '.join(unknown)}; the method has {', '.join(method.outputs())}")
-    evaluation = evaluate(
-        method.predict,
-        build.build_source(data_config),
-        args.split,
-        outputs=outputs,
-        image_size=config.data.image_size,
-        batch_size=config.evaluate.batch_size,
-        device=device,
-        class_names=config.data.classes[1:],
-        nsd_tolerance=config.evaluate.nsd_tolerance,
-        empty=args.empty,
-        autocast=autocast_dtype(config.train.precision),
-    )
+    with Counter(f"scoring {args.split}") as progress:
+        evaluation = evaluate(
+            method.predict,
+            build.build_source(data_config),
+            args.split,
+            outputs=outputs,
+            image_size=config.data.image_size,
+            batch_size=config.evaluate.batch_size,
+            device=device,
+            class_names=config.data.classes[1:],
+            nsd_tolerance=config.evaluate.nsd_tolerance,
+            empty=args.empty,
+            autocast=autocast_dtype(config.train.precision),
+            progress=progress,
+        )
     stem = args.split if not args.dataset else f"{data_config.name}_{args.split}"
     evaluation.write(run.evaluation, stem)
     return evaluation

@@ -84,10 +84,17 @@ def run_path(config: Config) -> str:
 def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | None) -> int:
     from knowsam import build
     from knowsam.engine.distributed import call_on_main
-    from knowsam.engine.log import say
+    from knowsam.engine.log import Counter, say
     from knowsam.engine.runfolder import RunFolder
     from knowsam.engine.train import autocast_dtype, train
+    from knowsam.errors import ConfigError, DataError
 
+    if config.train.precision == "fp16" and rank.device.type == "cpu":
+        raise ConfigError("train.precision is fp16, which needs a CUDA device", hint="Use bf16 or fp32 on the CPU.")
+    # What costs little and may be wrong comes before the run folder; decoding the images comes last.
+    source = call_on_main_first(lambda: build.build_source(config))
+    if not source.eval_ids("val"):
+        raise DataError("there is no validation case, so no checkpoint could be chosen", hint="Write a val.txt.")
     run = call_on_main_first(lambda: RunFolder(run_path(config)))
     call_on_main(run.lock)
     with run:
@@ -95,31 +102,33 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
         if resume is not None and resume["step"] >= config.train.max_steps:
             say(f"{run} is already complete at step {resume['step']}; evaluate it with: knowsam evaluate {run}")
             return 0
-        source = call_on_main_first(lambda: build.build_source(config))
-        streams = call_on_main_first(
-            lambda: build.build_streams(config, source, rank=rank.rank, world_size=rank.world_size)
-        )
         built = build.build_method(config)
         method = built.method.to(rank.device)
         optimizers = build.build_optimizers(config, method)
         augmenter = build.build_augmenter(config)
+        with Counter("decoding images") as progress:
+            streams = call_on_main_first(
+                lambda: build.build_streams(
+                    config, source, rank=rank.rank, world_size=rank.world_size, progress=progress
+                )
+            )
         if rank.rank == 0 and resume is None:
+            run.best.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
             _describe(run, config, overrides, rank, source)
         _introduce(run, config, rank, streams, method, built.load_report, resume)
 
         from knowsam.engine.evaluate import validate
 
-        outputs = method.outputs()[:1] if config.train.validate_outputs == "deployed" else method.outputs()
-
+        deployed_only = config.train.validate_outputs == "deployed"
         state = train(
             method,
             streams,
             augmenter,
             optimizers,
             lambda: validate(
-                method.predict,
+                method.predict_deployed if deployed_only else method.predict,
                 source,
-                outputs=outputs,
+                outputs=method.outputs()[:1] if deployed_only else method.outputs(),
                 image_size=config.data.image_size,
                 batch_size=config.evaluate.batch_size,
                 device=rank.device,
@@ -163,12 +172,19 @@ def call_on_main_first(function) -> Any:
 def _prepare(run: "RunFolder", config: Config, rank: "Rank") -> dict[str, Any] | None:
     """The checkpoint to go on from, or None; refuses a folder that holds a different experiment."""
     from knowsam.engine.checkpoint import environment_changes, environment_fingerprint, load_checkpoint
+    from knowsam.engine.distributed import broadcast_object
     from knowsam.engine.log import say, warn
     from knowsam.errors import ConfigError, RunFolderError
 
-    if not run.resumable:
+    state = load_checkpoint(run.last) if run.resumable else None
+    step = state["step"] if state is not None else None
+    if step != broadcast_object(step):
+        raise RunFolderError(
+            f"{run} is at step {step} for rank {rank.rank} and at another for rank 0",
+            hint="All machines must see the same run folder: put it on a shared file system.",
+        )
+    if state is None:
         return None
-    state = load_checkpoint(run.last)
     changed = config_changes(state["config"], config)
     if changed:
         raise RunFolderError(

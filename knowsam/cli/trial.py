@@ -9,6 +9,7 @@ from knowsam import build
 from knowsam.config import Config
 from knowsam.data.streams import derive_seed
 from knowsam.engine.log import say
+from knowsam.engine.train import autocast
 from knowsam.errors import NumericError
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def dry_run(config: Config, rank: "Rank") -> int:
     build.build_optimizers(config, method)
     raw = [x.to(rank.device) for x in streams[0]]
     batch = build.build_augmenter(config)(*raw, seed=derive_seed(config.train.seed, "augment", 0, 0))
-    out = method(batch, 0)
+    with autocast(rank.device, config.train.precision):
+        out = method(batch, 0)
     torch.stack([term.float() for term in out.losses.values()]).sum().backward()
 
     console = Console()
@@ -114,7 +116,8 @@ def overfit(config: Config, rank: "Rank", steps: int) -> int:
     with Progress(steps, log_every=max(1, steps // 10)) as progress:
         for step in range(steps):
             torch.manual_seed(step)
-            out = method(batch, step)
+            with autocast(rank.device, config.train.precision):
+                out = method(batch, step)
             total = torch.stack([term.float() for term in out.losses.values()]).sum()
             for item in optimizers.values():
                 item.optimizer.zero_grad(set_to_none=True)

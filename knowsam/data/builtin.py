@@ -11,12 +11,12 @@ from knowsam.errors import DataError
 class BuiltIn:
     """Seeded, generated cases with 2 or more classes, behind the same interface as files on disk (``Source``).
 
-    Every image has its own palette, illumination and texture. A lesion has an edge and a tint of its own, different in
-    every image, and from class 2 on a grain; stains of the same tints but without an edge, vessels and glare lie about.
-    A handful of labelled images suggests that some colours matter; a hundred show that edges do.
+    Every image has its own palette, illumination and texture. A lesion is darker than its surroundings, has an edge and
+    a tint of its own, and from class 2 on a grain; stains of such tints without an edge, vessels and glare lie about.
+    A handful of labelled images suggests that some colours matter; a hundred show what lesions have in common.
 
     Args:
-        splits: ``labelled_<p>pct`` or ``all``: the first p % of the training cases have masks.
+        labelled: ``labelled_<p>pct`` or ``all``: the first p % of the training cases have masks.
         num_classes: K >= 2, background included; classes differ by their grain.
         train, val, test: cases per split.
         size: native height and width in pixels.
@@ -101,7 +101,7 @@ class BuiltIn:
         return render(rng, self.size, self.num_classes)
 
 
-VERSION = 2  # of the pictures; part of every fingerprint
+VERSION = 1  # of the pictures; part of every fingerprint
 
 
 def _labelled_count(labelled: str, train: int) -> int:

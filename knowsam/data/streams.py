@@ -80,6 +80,11 @@ class TwoStreams(Dataset):
         self.batch = {"labelled": labelled_batch, "unlabelled": unlabelled_batch}
         self.seed, self.rank, self.world_size = seed, rank, world_size
 
+    def fingerprint(self) -> dict[str, str]:
+        """Names of the decoded caches: they change with the lists, with any image and with any labelled mask."""
+        caches = {"labelled": self.labelled, "unlabelled": self.unlabelled}
+        return {name: cache.folder.name for name, cache in caches.items() if cache is not None}
+
     def indices(self, stream: str, t: int) -> list[int]:
         """Cases of ``labelled`` or ``unlabelled`` in this rank's batch t."""
         size = self.batch[stream]

@@ -37,7 +37,7 @@ def setup(device_choice: str = "auto", timeout: float = 600.0) -> Rank:
     """Choose the device and, when torchrun started several processes, join them (gloo on CPU, NCCL on CUDA).
 
     Args:
-        device_choice: ``auto`` (CUDA if there is one, else CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device_choice: ``auto`` (CUDA if there is one, else CPU), ``cpu``, ``cuda`` or ``cuda:N``.
         timeout: seconds that a collective may take; must exceed whatever one rank does while the others wait.
     Returns:
         This process' rank and device; rank 0 of 1 when torchrun is not involved.
@@ -175,15 +175,9 @@ def _choose_device(choice: str, local_rank: int, local_world_size: int) -> torch
         choice = "cuda" if torch.cuda.is_available() else "cpu"
     if choice == "cpu":
         return torch.device("cpu")
-    if choice == "mps":
-        if not torch.backends.mps.is_available():
-            raise ConfigError("device 'mps' is not available on this machine", hint="Use device 'auto' or 'cpu'.")
-        if local_world_size > 1:
-            raise ConfigError(f"{local_world_size} processes, but 'mps' is one device", hint="Start one process.")
-        return torch.device("mps")
     kind, _, index = choice.partition(":")
     if kind != "cuda" or (":" in choice and not index.isdecimal()):
-        raise ConfigError(f"unknown device {choice!r}; allowed: auto, cpu, cuda, cuda:N, mps")
+        raise ConfigError(f"unknown device {choice!r}; allowed: auto, cpu, cuda, cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
         raise ConfigError(f"device {choice!r} asked for, but torch sees no CUDA device", hint="Use 'auto' or 'cpu'.")

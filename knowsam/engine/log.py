@@ -172,6 +172,50 @@ class MetricsLog:
         self._file = None
 
 
+class Counter:
+    """Progress of work on cases, such as decoding or scoring: call it with (done, total). Silent when it is quick.
+
+    A live line on a terminal; elsewhere a plain line at every quarter, once the work has taken some seconds.
+
+    Args:
+        title: what is being done.
+        file: stdout if None.
+        clock: monotonic seconds.
+    """
+
+    quiet_seconds = 3.0
+
+    def __init__(self, title: str, *, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
+        self.title = title
+        self._file = file or sys.stdout
+        self._clock = clock
+        self._began = clock()
+        self._quarter = 0
+        self._live = False
+
+    def __enter__(self) -> "Counter":
+        self._began = self._clock()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            _print("", self._file)
+
+    def __call__(self, done: int, total: int) -> None:
+        elapsed = self._clock() - self._began
+        if not is_main() or elapsed < self.quiet_seconds:
+            return
+        left = duration(elapsed / max(done, 1) * (total - done))
+        text = f"{self.title}: {done}/{total}, {left} left"
+        if self._file.isatty():
+            self._live = True
+            self._file.write(f"\r{text}   ")
+            self._file.flush()
+        elif (quarter := 4 * done // max(total, 1)) > self._quarter:
+            self._quarter = quarter
+            _print(text, self._file)
+
+
 class Progress:
     """Progress of a training: steps, loss terms, images per second, time left.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -27,6 +28,8 @@ class ScheduledOptimizer:
 
     def __post_init__(self) -> None:
         lr_factor(0, 1, schedule=self.schedule)  # an unknown name raises here rather than in the first step
+        if self.warmup < 0:
+            raise ValueError(f"warmup must be >= 0, got {self.warmup}")
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -48,7 +51,7 @@ def sgd(
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     nesterov: bool = False,
-    schedule: str = "linear",
+    schedule: Literal["constant", "linear", "polynomial", "cosine"] = "linear",
     warmup: int = 0,
 ) -> ScheduledOptimizer:
     """Stochastic gradient descent; the defaults are KnowSAM's for the subnets."""
@@ -62,7 +65,7 @@ def adam(
     lr: float = 1e-4,
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
-    schedule: str = "linear",
+    schedule: Literal["constant", "linear", "polynomial", "cosine"] = "linear",
     warmup: int = 0,
 ) -> ScheduledOptimizer:
     """Adam; the defaults are KnowSAM's for SAM."""
@@ -76,7 +79,7 @@ def adamw(
     lr: float = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.01,
-    schedule: str = "linear",
+    schedule: Literal["constant", "linear", "polynomial", "cosine"] = "linear",
     warmup: int = 0,
 ) -> ScheduledOptimizer:
     """Adam with decoupled weight decay: learns faster than SGD in short runs."""

@@ -18,7 +18,7 @@ from knowsam.engine.evaluate import Evaluation
 from knowsam.engine.log import MetricsLog, Progress
 from knowsam.engine.optim import ScheduledOptimizer
 from knowsam.engine.runfolder import RunFolder
-from knowsam.errors import KnowsamError, NumericError
+from knowsam.errors import DataError, KnowsamError, NumericError
 from knowsam.methods.base import SSLMethod
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -95,6 +95,11 @@ def train(
     state = TrainState()
     scaler = torch.amp.GradScaler(rank.device.type, enabled=precision == "fp16")
     if resume is not None:
+        if resume["data"] != streams.fingerprint():
+            raise DataError(
+                f"the training data of {run} have changed since step {resume['step']}: lists, images or labelled masks",
+                hint="Bring the old data back, or train again in a new run folder (run=...).",
+            )
         method.load_state_dict(resume["method"])
         for name, item in optimizers.items():
             item.optimizer.load_state_dict(resume["optimizers"][name])
@@ -119,6 +124,7 @@ def train(
             "step": state.step,
             "best": state.best,
             "config": config_yaml,
+            "data": streams.fingerprint(),
             "environment": environment,
             "world_size": rank.world_size,
         }
@@ -153,6 +159,7 @@ def train(
                 for item in optimizers.values():
                     item.optimizer.zero_grad(set_to_none=True)
                 rates = {f"lr_{name}": item.set_lr(step, max_steps) for name, item in optimizers.items()}
+                sums: dict[str, Tensor] = {}
                 for micro in range(accumulate):
                     t, raw = next(batches)
                     raw = RawBatch(*(x.to(rank.device, non_blocking=True) for x in raw))
@@ -162,11 +169,13 @@ def train(
                     # Gradients are exchanged once per update, with the last micro-batch.
                     last_micro = micro == accumulate - 1
                     with contextlib.nullcontext() if last_micro or runner is method else runner.no_sync():
-                        with _autocast(rank.device, precision):
+                        with autocast(rank.device, precision):
                             out = runner(batch, step)
                         total = torch.stack([term.float() for term in out.losses.values()]).sum()
                         _refuse_non_finite(total, out.losses, t, step, streams, run)
                         scaler.scale(total / accumulate).backward()
+                    for name, value in {"loss": total, **out.losses, **out.monitors}.items():
+                        sums[name] = sums.get(name, 0.0) + value.detach().float()
                 norms: dict[str, Tensor] = {}
                 for name, item in optimizers.items():
                     if clip_norm > 0:
@@ -180,7 +189,7 @@ def train(
                 finished = state.step == max_steps
                 values = None
                 if state.step % log_every == 0 or finished:
-                    values = _to_floats({"loss": total, **out.losses, **out.monitors, **norms})
+                    values = _to_floats({**{name: value / accumulate for name, value in sums.items()}, **norms})
                     values = distributed.all_reduce_mean(values)
                 progress.update(state.step, values and _by_kind(values, out.losses), images=images_per_step)
                 if values is not None:
@@ -224,7 +233,8 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
 
 
 @contextlib.contextmanager
-def _autocast(device: torch.device, precision: str) -> Iterator[None]:
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Autocast of a training step; nothing for ``fp32``."""
     dtype = DTYPES[precision]
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         yield

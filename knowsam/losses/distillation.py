@@ -9,7 +9,6 @@ def sam_distillation_loss(
     *,
     temperature: float = 10.0,
     valid: Tensor | None = None,
-    weight: Tensor | None = None,
 ) -> Tensor:
     """Distil SAM's per-pixel class distribution into a student (SKD).
 
@@ -21,7 +20,6 @@ def sam_distillation_loss(
         sam_logits: same shape; detached here.
         temperature: T > 0, no unit.
         valid: bool (B, *spatial), pixels that count; all if None. With no valid pixel the loss is 0.
-        weight: float (B, *spatial), factor on each pixel, for example SAM's confidence; detached here.
     Returns:
         Scalar, nats per pixel times T^2; 0 when both distributions agree.
     Raises:
@@ -42,8 +40,6 @@ def sam_distillation_loss(
     teacher = (sam_logits.detach().float() / temperature).log_softmax(1)
     student = (student_logits.float() / temperature).log_softmax(1)
     per_pixel = (teacher.exp() * (teacher - student)).sum(1) * temperature**2  # (B, *spatial)
-    if weight is not None:
-        per_pixel = per_pixel * weight.detach().float()
     if valid is None:
         return per_pixel.mean()
     return (per_pixel * valid).sum() / valid.sum().clamp(min=1)

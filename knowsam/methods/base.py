@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from knowsam.data.batch import Batch
@@ -16,11 +17,13 @@ class Prediction:
         images: (B, 3, S, S) the images the student saw, labelled first.
         logits: (B, K, S, S) its answer, with gradient.
         mask: (L, S, S) class ids of the first L images.
+        distil: whether a teacher should teach this output; not a fusion head, which learns from the students' answers.
     """
 
     images: Tensor
     logits: Tensor
     mask: Tensor
+    distil: bool = True
 
 
 @dataclass
@@ -64,6 +67,55 @@ class SSLMethod(nn.Module, ABC):
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) in 0..1 -> logits (B, K, S, S) by output name. The caller sets eval mode and no_grad."""
 
+    def prompting_output(self) -> str:
+        """Which output's logits prompt SAM when it is asked for this method's students: the deployed one."""
+        return self.outputs()[0]
+
+    def predict_deployed(self, images: Tensor) -> dict[str, Tensor]:
+        """As :meth:`predict`, for the deployed output alone, and without running anything else (SAM, for one)."""
+        return {self.outputs()[0]: self.inference_model()(images)}
+
     @abstractmethod
     def inference_model(self) -> nn.Module:
         """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S): what is deployed and exported."""
+
+
+def check_range(low: float, high: float, **values: float) -> None:
+    """Refuse settings outside low..high.
+
+    Raises:
+        ValueError: names each.
+    """
+    wrong = [
+        f"{name} must be in {low:g}..{high:g}, got {value}"
+        for name, value in values.items()
+        if not low <= value <= high
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def ask_sam(guide: nn.Module, images: Tensor, coarse_logits: Tensor, teacher_mode: str) -> tuple[Tensor, Tensor]:
+    """SAM's logits to be trained, and its logits as a constant teacher. The images are encoded once.
+
+    Args:
+        guide: (images, coarse_logits) -> logits; with ``encode`` and ``decode`` if ``teacher_mode`` is ``eval``.
+        images: (B, 3, S, S) in 0..1.
+        coarse_logits: (B, K, S, S), prompt SAM.
+        teacher_mode: ``eval``: the teacher answers without dropout and with averaged statistics; ``train``: it gives
+            the very logits that are trained (the published form).
+    Returns:
+        Two tensors (B, K, S, S), the second without gradient.
+    """
+    if teacher_mode == "train":
+        sam_logits = guide(images, coarse_logits)
+        return sam_logits, sam_logits.detach()
+    embedding = guide.encode(images)
+    size = images.shape[-2:]
+    sam_logits = guide.decode(embedding, coarse_logits, size)
+    training = guide.training
+    guide.eval()
+    with torch.no_grad():
+        teacher_logits = guide.decode(embedding.detach(), coarse_logits, size)
+    guide.train(training)
+    return sam_logits, teacher_logits

@@ -1,13 +1,14 @@
 """KnowSAM: two co-trained students, a fusion head, and SAM as their teacher."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from knowsam.data.batch import Batch
 from knowsam.losses import consistency_loss, entropy_loss, entropy_map, sam_distillation_loss, segmentation_loss
-from knowsam.methods.base import Prediction, SSLMethod, StepOutput
+from knowsam.methods.base import Prediction, SSLMethod, StepOutput, ask_sam, check_range
 from knowsam.methods.supervised import output_names
 from knowsam.mixing import cells_to_mask, paste, select_cells
 from knowsam.models.students import DeployedStudents, Students
@@ -29,7 +30,7 @@ class KnowSAM(SSLMethod):
         skd_weight: factor of the distillation at the end of its ramp.
         skd_temperature: T > 0.
         skd_rampup: length of the sigmoid ramp of the distillation, as a fraction of the run; 0 is the published form.
-        skd_confidence: least probability of SAM's argmax for a pixel to be distilled, 0..1; 0 distils all.
+        skd_confidence_threshold: least probability of SAM's argmax for a pixel to be distilled; 0 distils all.
         sam_teacher_mode: ``eval`` (no dropout, averaged batch statistics while teaching) or ``train`` (as published).
         sam_view: which view of an unlabelled image SAM sees: ``weak``, or ``strong`` as the students do (published).
         entropy_weight: factor of the students' normalised entropy.
@@ -43,7 +44,7 @@ class KnowSAM(SSLMethod):
         mix_grid: cells per side.
         mix_cells: cells exchanged per image.
         mix_pick: ``most_uncertain`` or ``least_uncertain`` cells, by the fused entropy.
-        mix_confidence: least probability of SAM's argmax for one of its pseudo-labels to count in a mix, 0..1.
+        mix_confidence_threshold: least probability of SAM's argmax for its pseudo-labels to count in a mix, 0..1.
     Source:
         arXiv:2412.13742, in the corrected form that docs/architecture.md lists.
     """
@@ -57,9 +58,9 @@ class KnowSAM(SSLMethod):
         skd_weight: float = 1.0,
         skd_temperature: float = 10.0,
         skd_rampup: float = 0.4,
-        skd_confidence: float = 0.0,
-        sam_teacher_mode: str = "eval",
-        sam_view: str = "weak",
+        skd_confidence_threshold: float = 0.0,
+        sam_teacher_mode: Literal["eval", "train"] = "eval",
+        sam_view: Literal["weak", "strong"] = "weak",
         entropy_weight: float = 0.9,
         consistency_weight: float = 1.0,
         consistency_rampup: float = 1.0,
@@ -69,8 +70,8 @@ class KnowSAM(SSLMethod):
         mix_rampup: float = 0.0,
         mix_grid: int = 4,
         mix_cells: int = 5,
-        mix_pick: str = "most_uncertain",
-        mix_confidence: float = 0.0,
+        mix_pick: Literal["most_uncertain", "least_uncertain"] = "most_uncertain",
+        mix_confidence_threshold: float = 0.0,
     ):
         super().__init__()
         if len(students.names) != 2 or students.fusion_head is None:
@@ -83,12 +84,26 @@ class KnowSAM(SSLMethod):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        thresholds = {"skd_confidence_threshold": skd_confidence_threshold}
+        thresholds["mix_confidence_threshold"] = mix_confidence_threshold
+        check_range(0, 1, mix_start=mix_start, **thresholds)
+        check_range(
+            0,
+            float("inf"),
+            skd_weight=skd_weight,
+            skd_rampup=skd_rampup,
+            entropy_weight=entropy_weight,
+            consistency_weight=consistency_weight,
+            consistency_rampup=consistency_rampup,
+            mix_weight=mix_weight,
+            mix_rampup=mix_rampup,
+        )
         self.students = students
         self.sam_guide = sam_guide
         self.skd_weight = skd_weight
         self.skd_temperature = skd_temperature
         self.skd_rampup_steps = skd_rampup * max_steps
-        self.skd_confidence = skd_confidence
+        self.skd_confidence_threshold = skd_confidence_threshold
         self.sam_teacher_mode = sam_teacher_mode
         self.sam_view = sam_view
         self.entropy_weight = entropy_weight
@@ -98,7 +113,7 @@ class KnowSAM(SSLMethod):
         self.mix_weight = mix_weight
         self.mix_rampup_steps = mix_rampup * max_steps
         self.mix_cells = {"grid": mix_grid, "cells": mix_cells, "pick": mix_pick}
-        self.mix_confidence = mix_confidence
+        self.mix_confidence_threshold = mix_confidence_threshold
         if mixing:  # refused here rather than when mixing starts, thousands of steps later
             select_cells(torch.zeros(1, mix_grid, mix_grid), **self.mix_cells)
 
@@ -107,7 +122,9 @@ class KnowSAM(SSLMethod):
         images = torch.cat([batch.labelled, batch.strong])  # (L + U, 3, S, S)
         logits = self.students(images)
         sam_images = images if self.sam_view == "strong" else torch.cat([batch.labelled, batch.weak])
-        sam_logits, teacher_logits = self._ask_sam(sam_images, logits["fusion"].detach())
+        sam_logits, teacher_logits = ask_sam(
+            self.sam_guide, sam_images, logits["fusion"].detach(), self.sam_teacher_mode
+        )
         confidence, sam_label = teacher_logits.float().softmax(1).max(1)  # (L + U, S, S) each
 
         skd = self.skd_weight * sigmoid_rampup(step, self.skd_rampup_steps)
@@ -123,7 +140,7 @@ class KnowSAM(SSLMethod):
                 logits[name],
                 teacher_logits,
                 temperature=self.skd_temperature,
-                weight=confidence >= self.skd_confidence,
+                valid=confidence >= self.skd_confidence_threshold,
             )
             losses[f"entropy_{name}"] = 0.5 * self.entropy_weight * entropy_loss(logits[name])
             losses[f"consistency_{name}"] = 0.5 * consistency * consistency_loss(logits[name], logits[other])
@@ -139,27 +156,12 @@ class KnowSAM(SSLMethod):
             "sam_confidence": confidence[labelled:].mean(),
             "sam_agreement": (sam_label == logits["fusion"].argmax(1))[labelled:].float().mean(),
         }
-        predictions = {name: Prediction(images, x, batch.mask) for name, x in logits.items()}
+        predictions = {name: Prediction(images, x, batch.mask, name != "fusion") for name, x in logits.items()}
         return StepOutput(losses, predictions, monitors)
 
     def _pairs(self) -> tuple[tuple[str, str], tuple[str, str]]:
         first, second = self.students.names
         return (first, second), (second, first)
-
-    def _ask_sam(self, images: Tensor, coarse_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """SAM's logits to be trained, and its logits as a constant teacher; the images are encoded once."""
-        if self.sam_teacher_mode == "train":
-            sam_logits = self.sam_guide(images, coarse_logits)
-            return sam_logits, sam_logits.detach()
-        embedding = self.sam_guide.encode(images)
-        size = images.shape[-2:]
-        sam_logits = self.sam_guide.decode(embedding, coarse_logits, size)
-        training = self.sam_guide.training
-        self.sam_guide.eval()
-        with torch.no_grad():
-            teacher_logits = self.sam_guide.decode(embedding.detach(), coarse_logits, size)
-        self.sam_guide.train(training)
-        return sam_logits, teacher_logits
 
     def _mix(
         self, images: Tensor, mask: Tensor, uncertainty: Tensor, sam_label: Tensor, confidence: Tensor, weight: float
@@ -169,13 +171,13 @@ class KnowSAM(SSLMethod):
         # Image b of one half meets image b of the other; the shorter half is repeated.
         partner = torch.cat(
             [
-                labelled + torch.arange(labelled, device=images.device) % max(unlabelled, 1),
+                labelled + torch.arange(labelled, device=images.device) % unlabelled,
                 torch.arange(unlabelled, device=images.device) % labelled,
             ]
         )
         label = torch.cat([mask, sam_label[labelled:]])  # truth where there is one, SAM's answer elsewhere
         sure = torch.ones_like(label, dtype=torch.bool)
-        sure[labelled:] = confidence[labelled:] >= self.mix_confidence
+        sure[labelled:] = confidence[labelled:] >= self.mix_confidence_threshold
         where = cells_to_mask(select_cells(uncertainty, **self.mix_cells), images.shape[-2:])
         mixed = paste(images, images[partner], where)
         mixed_label = paste(label, label[partner], where)
@@ -194,17 +196,21 @@ class KnowSAM(SSLMethod):
         return losses
 
     def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
+        """As the contract says: one optimizer group per name."""
         return {
             "subnets": list(self.students.parameters()),
             "sam": [p for p in self.sam_guide.parameters() if p.requires_grad],
         }
 
     def outputs(self) -> tuple[str, ...]:
+        """Names of what can be evaluated, the deployed one first."""
         return (*output_names(self.students), "sam")
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) in 0..1 -> logits (B, K, S, S) by output name."""
         logits = self.students(images)
         return {**logits, "sam": self.sam_guide(images, logits["fusion"])}
 
     def inference_model(self) -> nn.Module:
+        """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S), as deployed."""
         return DeployedStudents(self.students)

@@ -1,13 +1,14 @@
 """Mean Teacher: an averaged copy of the students teaches them on unlabelled images."""
 
 import copy
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from knowsam.data.batch import Batch
 from knowsam.losses import consistency_loss, mse_consistency_loss, pseudo_label_loss
-from knowsam.methods.base import Prediction, SSLMethod, StepOutput
+from knowsam.methods.base import Prediction, SSLMethod, StepOutput, check_range
 from knowsam.methods.supervised import output_names, supervised_terms
 from knowsam.models.students import DeployedStudents, Students
 from knowsam.schedules import ema_decay, sigmoid_rampup
@@ -38,15 +39,15 @@ class MeanTeacher(SSLMethod):
         max_steps: int,
         *,
         ema_decay: float = 0.99,
-        consistency: str = "mse",
+        consistency: Literal["mse", "bce", "pseudo_label"] = "mse",
         consistency_weight: float = 1.0,
         rampup: float = 0.4,
     ):
         super().__init__()
         if consistency not in CONSISTENCY:
             raise ValueError(f"consistency must be one of {sorted(CONSISTENCY)}, got {consistency!r}")
-        if not 0 <= ema_decay <= 1:
-            raise ValueError(f"ema_decay must be in 0..1, got {ema_decay}")
+        check_range(0, 1, ema_decay=ema_decay)
+        check_range(0, float("inf"), consistency_weight=consistency_weight, rampup=rampup)
         self.students = students
         self.teacher = copy.deepcopy(students).requires_grad_(False).eval()
         self.ema_decay = ema_decay
@@ -72,7 +73,7 @@ class MeanTeacher(SSLMethod):
             losses[f"consistency_{name}"] = weight * self.consistency(x[len(batch.mask) :], target)
         return StepOutput(
             losses,
-            {name: Prediction(images, x, batch.mask) for name, x in logits.items()},
+            {name: Prediction(images, x, batch.mask, name != "fusion") for name, x in logits.items()},
             {"consistency_weight": torch.tensor(weight)},
         )
 
@@ -89,13 +90,21 @@ class MeanTeacher(SSLMethod):
                 averaged.copy_(current)
 
     def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
+        """As the contract says: one optimizer group per name."""
         return {"subnets": list(self.students.parameters())}
 
     def outputs(self) -> tuple[str, ...]:
+        """Names of what can be evaluated, the deployed one first."""
         return ("teacher", *output_names(self.students))
 
+    def prompting_output(self) -> str:
+        """Output whose logits prompt SAM."""
+        return self.students.deployed  # the teacher's logits take no part in training SAM
+
     def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) in 0..1 -> logits (B, K, S, S) by output name."""
         return {"teacher": self.teacher(images)[self.teacher.deployed], **self.students(images)}
 
     def inference_model(self) -> nn.Module:
+        """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S), as deployed."""
         return DeployedStudents(self.teacher)

@@ -28,18 +28,24 @@ class Supervised(SSLMethod):
         images = torch.cat([batch.labelled, batch.strong]) if self.forward_unlabelled else batch.labelled
         logits = self.students(images)
         losses = supervised_terms(self.students, logits, batch.mask)
-        return StepOutput(losses, {name: Prediction(images, x, batch.mask) for name, x in logits.items()})
+        return StepOutput(
+            losses, {name: Prediction(images, x, batch.mask, name != "fusion") for name, x in logits.items()}
+        )
 
     def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
+        """As the contract says: one optimizer group per name."""
         return {"subnets": list(self.students.parameters())}
 
     def outputs(self) -> tuple[str, ...]:
+        """Names of what can be evaluated, the deployed one first."""
         return output_names(self.students)
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) in 0..1 -> logits (B, K, S, S) by output name."""
         return self.students(images)
 
     def inference_model(self) -> nn.Module:
+        """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S), as deployed."""
         return DeployedStudents(self.students)
 
 

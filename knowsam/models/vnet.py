@@ -1,6 +1,7 @@
 """2-D V-Net student."""
 
 import itertools
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -37,7 +38,13 @@ class VNet(nn.Module):
 
     depths = (1, 2, 3, 3, 3)
 
-    def __init__(self, num_classes: int, in_channels: int = 3, filters: int = 16, norm: str = "none"):
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        filters: int = 16,
+        norm: Literal["none", "batch", "instance"] = "none",
+    ):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {sorted(NORMS)}, got {norm!r}")

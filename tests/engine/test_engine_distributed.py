@@ -36,13 +36,12 @@ def test_without_a_group(monkeypatch):
         ("cuda:2", 2, 1, "cuda:0 to cuda:1"),
         ("cuda:0", 2, 2, "names one device, but 2 processes"),
         ("auto", 2, 4, "4 processes on this machine, but only 2 CUDA devices"),
-        ("mps", 0, 1, "not available"),
+        ("mps", 0, 1, "unknown device 'mps'"),
     ],
 )
 def test_devices_that_are_not_there(monkeypatch, choice, devices, processes, text):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     with pytest.raises(ConfigError, match=text):
         distributed.setup(choice)

@@ -21,7 +21,7 @@ PUBLISHED = {
         "skd_weight": 1.0,
         "skd_temperature": 10.0,
         "skd_rampup": 0.4,
-        "skd_confidence": 0.0,
+        "skd_confidence_threshold": 0.0,
         "sam_teacher_mode": "eval",
         "sam_view": "weak",
         "entropy_weight": 0.9,
@@ -32,7 +32,7 @@ PUBLISHED = {
         "mix_grid": 4,
         "mix_cells": 5,
         "mix_pick": "most_uncertain",
-        "mix_confidence": 0.0,
+        "mix_confidence_threshold": 0.0,
     },
 }
 

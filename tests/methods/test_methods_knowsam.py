@@ -30,9 +30,9 @@ CONSISTENCY = {"consistency_unet": UNET, "consistency_vnet": VNET}
 SKD = {"sam": SAM, "skd_unet": UNET, "skd_vnet": VNET}
 REACH = {
     "supervised": SEG,
-    "supervised+skd": {**SEG, **SKD, "skd_fusion": ALL_THREE},
+    "supervised+skd": {**SEG, **SKD},
     "mean_teacher": {**SEG, **CONSISTENCY, "consistency_fusion": ALL_THREE},
-    "mean_teacher+skd": {**SEG, **CONSISTENCY, "consistency_fusion": ALL_THREE, **SKD, "skd_fusion": ALL_THREE},
+    "mean_teacher+skd": {**SEG, **CONSISTENCY, "consistency_fusion": ALL_THREE, **SKD},
     "knowsam": {
         **SEG,
         **SKD,
@@ -159,17 +159,17 @@ def test_ramps_and_factors_are_the_arguments():
         assert out.monitors["consistency_weight"].item() == pytest.approx(2 * ramp(step, 20))
 
 
-def test_skd_confidence_leaves_unsure_pixels_out():
+def test_skd_confidence_threshold_leaves_unsure_pixels_out():
     batch = make_batch(3)
     method = make_method("knowsam", 3, skd_rampup=0.0, mixing=False).eval()
     _, logits, sam = logits_of(method, batch)
     confidence = sam.softmax(1).amax(1)
-    method.skd_confidence = confidence.median().item()
-    sure = confidence >= method.skd_confidence
+    method.skd_confidence_threshold = confidence.median().item()
+    sure = confidence >= method.skd_confidence_threshold
     losses = method(batch, 0).losses
-    expected = 0.5 * sam_distillation_loss(logits["unet"], sam, temperature=10.0, weight=sure)
+    expected = 0.5 * sam_distillation_loss(logits["unet"], sam, temperature=10.0, valid=sure)
     torch.testing.assert_close(losses["skd_unet"], expected)
-    method.skd_confidence = 1.1
+    method.skd_confidence_threshold = 1.1
     assert method(batch, 0).losses["skd_unet"].item() == 0
 
 
@@ -224,7 +224,9 @@ def mix_by_loops(images, labels, sure, uncertainty, labelled, *, grid=4, cells=5
 
 @pytest.mark.parametrize("num_classes", CLASSES)
 @pytest.mark.parametrize("sizes", [(2, 2), (2, 3), (4, 1)])
-@pytest.mark.parametrize("settings", [{}, {"mix_pick": "least_uncertain"}, {"mix_confidence": 0.5, "mix_cells": 9}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"mix_pick": "least_uncertain"}, {"mix_confidence_threshold": 0.5, "mix_cells": 9}]
+)
 def test_mixed_losses_equal_a_loop_over_cells(num_classes, sizes, settings):
     method = make_method("knowsam", num_classes, **settings).eval()
     batch = make_batch(num_classes, *sizes)
@@ -233,7 +235,10 @@ def test_mixed_losses_equal_a_loop_over_cells(num_classes, sizes, settings):
     confidence, sam_label = sam.softmax(1).max(1)
     label = torch.cat([batch.mask, sam_label[labelled:]])
     sure = torch.cat(
-        [torch.ones_like(batch.mask, dtype=torch.bool), confidence[labelled:] >= settings.get("mix_confidence", 0)]
+        [
+            torch.ones_like(batch.mask, dtype=torch.bool),
+            confidence[labelled:] >= settings.get("mix_confidence_threshold", 0),
+        ]
     )
     mixed, label, sure = mix_by_loops(
         images, label, sure, entropy_map(logits["fusion"]), labelled,
@@ -272,9 +277,10 @@ def recorded_segmentation(monkeypatch):
     return calls
 
 
-def test_mix_confidence_masks_pseudo_labels_only(monkeypatch):
+def test_mix_confidence_threshold_masks_pseudo_labels_only(monkeypatch):
     """A threshold nobody meets leaves exactly the pixels that carry a true mask."""
-    method = make_method("knowsam", 3, mix_confidence=1.01).eval()
+    method = make_method("knowsam", 3).eval()
+    method.mix_confidence_threshold = 1.01
     calls = recorded_segmentation(monkeypatch)
     method(make_batch(3, 2, 2), LATE)
     masks = [(mask, valid) for mask, valid in calls if valid is not None]
@@ -293,7 +299,8 @@ def test_without_threshold_every_mixed_pixel_counts(monkeypatch):
 
 def test_true_masks_follow_their_pixels(monkeypatch):
     """Paint the class into the image: wherever a mixed pixel came from a labelled image, the label says its class."""
-    method = make_method("knowsam", 4, mix_confidence=1.01).eval()
+    method = make_method("knowsam", 4).eval()
+    method.mix_confidence_threshold = 1.01
     batch = make_batch(4, 3, 2)
     batch.labelled = (batch.mask[:, None].float() / 10 + 0.5).expand(-1, 3, -1, -1).contiguous()
     batch.strong = batch.weak = torch.zeros(2, 3, SIDE, SIDE)
@@ -392,22 +399,43 @@ def test_mean_teacher_average_includes_buffers():
             torch.testing.assert_close(value, 0.75 * before[key] + 0.25 * students[key])
 
 
+def count_encodings(guide):
+    """Every image that SAM encodes, as it is encoded."""
+    seen, encode = [], guide.encode
+    guide.encode = lambda images: seen.append(images) or encode(images)
+    return seen
+
+
 @pytest.mark.parametrize("step", [0, 40])
-def test_with_skd_arithmetic(step):
-    """SAM is prompted by the students' mean logits; one pass for students that saw the same images."""
-    method = make_method("supervised", 3, skd=True).eval()
+@pytest.mark.parametrize("name", ["supervised", "mean_teacher"])
+def test_with_skd_arithmetic(name, step):
+    """The fused logits prompt SAM, in training as in prediction; the students are taught, the fusion head is not."""
+    method = make_method(name, 3, skd=True).eval()
     batch = make_batch(3)
     images = torch.cat([batch.labelled, batch.strong])
     logits = method.method.students(images)
-    sam = method.sam_guide(images, torch.stack(list(logits.values())).mean(0))
-    passes = []
-    method.sam_guide.register_forward_hook(lambda *_: passes.append(1))
+    sam = method.sam_guide(images, logits["fusion"])
+    seen = count_encodings(method.sam_guide)
     losses = method(batch, step).losses
-    assert len(passes) == 1
+    assert len(seen) == 1
     torch.testing.assert_close(losses["sam"], segmentation_loss(sam[:2], batch.mask))
-    for name, x in logits.items():
-        expected = ramp(step, 40) / 3 * sam_distillation_loss(x, sam, temperature=10.0)
-        torch.testing.assert_close(losses[f"skd_{name}"], expected)
+    assert {term for term in losses if term.startswith("skd_")} == {"skd_unet", "skd_vnet"}
+    for student in ("unet", "vnet"):
+        expected = ramp(step, 40) / 2 * sam_distillation_loss(logits[student], sam, temperature=10.0)
+        torch.testing.assert_close(losses[f"skd_{student}"], expected)
+    torch.testing.assert_close(method.predict(images)["sam"], sam)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_with_skd_teaches_in_the_mode_asked_for(mode):
+    method = make_method("supervised", 2, skd=True)
+    method.sam_teacher_mode = mode
+    method.train()
+    modes = []
+    method.sam_guide.prompt.register_forward_hook(lambda module, *_: modes.append(module.training))
+    method(make_batch(2), 0)
+    assert modes == ([True, False] if mode == "eval" else [True])
+    assert method.sam_guide.training
 
 
 def test_with_skd_does_not_change_the_method_within():
@@ -444,13 +472,10 @@ def test_with_skd_students_of_different_images_get_their_own_sam_pass():
 
     torch.manual_seed(0)
     method = WithSKD(TwoViews(), StubGuide(2), MAX_STEPS)
-    passes = []
-    method.sam_guide.register_forward_hook(lambda *_: passes.append(1))
+    seen = count_encodings(method.sam_guide)
     losses = method(make_batch(2), 5).losses
-    assert len(passes) == 2
-    assert {t for t in losses if t.startswith("skd_")} == {
-        f"skd_{n}{i}" for n in ("unet", "vnet", "fusion") for i in ("", "2")
-    }
+    assert len(seen) == 2
+    assert {t for t in losses if t.startswith("skd_")} == {f"skd_{n}{i}" for n in ("unet", "vnet") for i in ("", "2")}
     assert losses["sam"].isfinite()
 
 
