@@ -104,7 +104,7 @@ def type_error(value: Any, annotation: str) -> str | None:
     verdicts = [_fits(value, option.strip()) for option in options if option.strip()]
     if not verdicts or any(verdict is not False for verdict in verdicts):
         return None
-    return f"must be {annotation}, got {value!r}"
+    return f"must be {annotation.replace('Literal[', 'one of [')}, got {value!r}"
 
 
 def _fits(value: Any, kind: str) -> bool | None:

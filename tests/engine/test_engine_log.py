@@ -199,3 +199,21 @@ def test_a_console_that_cannot_show_or_take_it_does_no_harm():
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_counter_is_silent_when_quick_and_speaks_by_quarters_when_slow():
+    from knowsam.engine.log import Counter
+
+    now = [0.0]
+    file = io.StringIO()
+    with Counter("decoding", file=file, clock=lambda: now[0]) as counter:
+        for done in range(1, 101):
+            now[0] += 0.02
+            counter(done, 100)
+    assert file.getvalue() == ""
+    with Counter("decoding", file=file, clock=lambda: now[0]) as counter:
+        for done in range(1, 101):
+            now[0] += 1.0
+            counter(done, 100)
+    lines = file.getvalue().splitlines()
+    assert [line.partition(",")[0] for line in lines] == [f"decoding: {n}/100" for n in (25, 50, 75, 100)]

@@ -1,0 +1,117 @@
+"""What is refused before anything costly is done, and what a changed dataset does to a resumed run."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from knowsam import components
+from knowsam.cli.main import run_command
+from knowsam.config import load_config
+from knowsam.models.sam import variants
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("sam.variant=tinny", "sam.variant: there is no variant 'tinny'; did you mean 'tiny'?"),
+        ("sam.tuning={name: adaptr}", "sam.tuning.name: there is no tuning 'adaptr'; did you mean 'adapter'?"),
+        ("sam.tuning.ratoi=1", "tuning 'adapter' has no parameter 'ratoi'; did you mean 'ratio'?"),
+        ("sam.prompt.tokens=two", "sam.prompt.tokens: must be int, got 'two'"),
+        ("method.mix_pick=foo", "method.mix_pick: must be one of ['most_uncertain', 'least_uncertain'], got 'foo'"),
+        ("optim.sam.schedule=cosin", "optim.sam.schedule: must be one of"),
+        ("optim.sam.warmup=-1", "optim.sam: warmup must be >= 0, got -1"),
+        ("method.skd_confidence_threshold=7", "skd_confidence_threshold must be in 0..1, got 7"),
+        ("method.skd_temperature=0", "skd_temperature must be > 0, got 0"),
+        ("data.classes=[background, mean]", "a class cannot be called 'mean'"),
+        ("optim.extra={name: adam}", "optim has a block for extra; the method trains subnets, sam"),
+        ("train.precision=fp16", "fp16"),
+        ("students.unet.channels=[4, -8]", "students.unet"),
+    ],
+)
+def test_mistakes_end_before_the_cache_is_built(lab, tmp_path, monkeypatch, capsys, word, says):
+    monkeypatch.setattr("knowsam.build.build_streams", lambda *_, **__: pytest.fail("decoded images first"))
+    assert lab.train(tmp_path / "run", word) == 78
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+
+
+def test_absent_sam_weights_say_where_they_were_looked_for(lab, tmp_path, capsys):
+    assert lab.train(tmp_path / "run", "sam.weights=weights/sam_vit_b_01ec64.pth") == 66
+    error = capsys.readouterr().err
+    assert "data/weights/sam_vit_b_01ec64.pth" in error and "sam.weights=null" in error
+
+
+def test_the_tables_of_the_configuration_are_those_of_sam():
+    assert set(components.SAM_VARIANTS) == set(variants.VARIANTS)
+    assert set(components.TUNINGS) == set(variants.TUNINGS)
+    assert set(components.PROMPT_GENERATORS) == set(variants.PROMPT_GENERATORS)
+
+
+def test_a_supervised_run_may_use_every_label(lab, tmp_path):
+    words = ["method={name: supervised}", "data.labelled=all", "train.max_steps=1"]
+    assert lab.train(tmp_path / "run", *words) == 0
+
+
+@pytest.fixture
+def folder(lab, tmp_path, monkeypatch):
+    """Ten little images on disk, and the words that make the tiny experiment use them."""
+    monkeypatch.setenv("KNOWSAM_DATA", str(tmp_path / "data"))
+    rng = np.random.default_rng(0)
+    splits = tmp_path / "splits"
+    splits.mkdir()
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / "own" / kind).mkdir(parents=True)
+    names = [f"case_{i}" for i in range(10)]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(
+            tmp_path / "data" / "own" / "images" / f"{name}.png"
+        )
+        mask = np.zeros((40, 48), np.uint8)
+        mask[8:30, 8:30] = 255
+        Image.fromarray(mask).save(tmp_path / "data" / "own" / "masks" / f"{name}.png")
+    for stem, ids in {"train": names[:6], "labelled_half": names[:3], "val": names[6:8], "test": names[8:]}.items():
+        (splits / f"{stem}.txt").write_text("\n".join(ids) + "\n")
+    words = ["data.source={name: image_folder, root: own}", f"data.splits={splits}", "data.labelled=labelled_half"]
+    return [*words, "data.labels={0: 0, 1: 255}", "method={name: supervised}"]
+
+
+@pytest.mark.parametrize("change", ["image", "labelled mask", "list"])
+def test_changed_data_stop_a_resumed_run(lab, tmp_path, folder, capsys, change):
+    own = tmp_path / "data" / "own"
+    assert lab.train(tmp_path / "run", *folder, "--stop-at", "2") == 0
+    if change == "image":
+        Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(own / "images" / "case_0.png")
+    elif change == "labelled mask":
+        Image.fromarray(np.zeros((40, 48), np.uint8)).save(own / "masks" / "case_1.png")
+    else:
+        (tmp_path / "splits" / "labelled_half.txt").write_text("case_0\ncase_1\n")
+    assert lab.train(tmp_path / "run", *folder) == 65
+    assert "have changed since step 2" in capsys.readouterr().err
+
+
+def test_unlabelled_masks_are_no_part_of_the_data(lab, tmp_path, folder):
+    assert lab.train(tmp_path / "run", *folder, "--stop-at", "2") == 0
+    (tmp_path / "data" / "own" / "masks" / "case_5.png").unlink()
+    assert lab.train(tmp_path / "run", *folder) == 0
+
+
+def test_no_validation_list_is_said_at_once(lab, tmp_path, folder, capsys):
+    (tmp_path / "splits" / "val.txt").unlink()
+    assert lab.train(tmp_path / "run", *folder) == 65
+    assert "no validation case" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_label_list_is_no_reason_to_fetch_data(lab, tmp_path, folder, capsys):
+    assert lab.train(tmp_path / "run", *folder, "data.labelled=labelled_7pct", "data.obtain=fetch it there") == 66
+    error = capsys.readouterr().err
+    assert "labelled_half" in error and "fetch it there" not in error
+
+
+def test_evaluate_builds_what_the_checkpoint_holds(lab, tmp_path, folder):
+    run = tmp_path / "run"
+    assert lab.train(run, *folder, "train.max_steps=1") == 0
+    config = load_config(run / "config.yaml")
+    assert config.students["unet"]["channels"] == [4, 8]
+    (run / "config.yaml").write_text("name: something else\n")
+    assert run_command("evaluate", [str(run), "--split", "val", "--outputs", "fusion"]) == 0
