@@ -19,7 +19,7 @@ WORDS = [
     "data.source={name: builtin, train: 12, val: 2, test: 2}",
     "data.labelled=labelled_50pct",
     "data.image_size=64",
-    "method.mix_start=0.3",
+    "method.mixing=true",
 ]
 
 
