@@ -70,11 +70,6 @@ class RunFolder:
         """True when there is a checkpoint to go on from (it may turn out to be damaged)."""
         return self.last.exists() or self.last.with_name("last.prev.pt").exists()
 
-    @property
-    def complete(self) -> bool:
-        """True when the run says that it reached its end."""
-        return self.read_status().get("state") == "complete"
-
     def lock(self) -> None:
         """Keep other processes out until ``unlock`` or the end of this process, however it ends. Rank 0 only.
 

@@ -40,7 +40,7 @@ class KnowSAM(SSLMethod):
         mix_start: when mixing starts, as a fraction of the run (12,000 of 50,000 steps published).
         mix_weight: factor of all losses on mixed images at the end of its ramp.
         mix_rampup: length of the sigmoid ramp of that factor from ``mix_start`` on, as a fraction of the run; 0 is the
-            published form. SAM's labels cover most of a mixed image, so a SAM that still errs needs a ramp.
+            published form. SAM's labels cover most of a mixed unlabelled image: a ramp lets SAM learn first.
         mix_grid: cells per side.
         mix_cells: cells exchanged per image.
         mix_pick: ``most_uncertain`` or ``least_uncertain`` cells, by the fused entropy.
@@ -84,9 +84,13 @@ class KnowSAM(SSLMethod):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
-        thresholds = {"skd_confidence_threshold": skd_confidence_threshold}
-        thresholds["mix_confidence_threshold"] = mix_confidence_threshold
-        check_range(0, 1, mix_start=mix_start, **thresholds)
+        check_range(
+            0,
+            1,
+            mix_start=mix_start,
+            skd_confidence_threshold=skd_confidence_threshold,
+            mix_confidence_threshold=mix_confidence_threshold,
+        )
         check_range(
             0,
             float("inf"),

@@ -259,10 +259,11 @@ def test_fingerprint_without_git(monkeypatch):
 
 def test_run_folder_describes_itself(tmp_path):
     folder = RunFolder(tmp_path / "a" / "run")
-    assert not RunFolder.exists(folder) and not folder.resumable and not folder.complete
+    assert not RunFolder.exists(folder) and not folder.resumable and not folder.read_status()
     folder.describe("seed: 1\n", ["seed=1"], {"torch": "2"}, {"train": "abc"})
     folder.status("complete", 7, code=0)
-    assert RunFolder.exists(folder) and folder.complete and folder.read_status()["step"] == 7
+    assert RunFolder.exists(folder) and folder.read_status()["state"] == "complete"
+    assert folder.read_status()["step"] == 7
     assert RunFolder(folder.path, create=False).read_json(folder.splits) == {"train": "abc"}
     save_checkpoint(folder.last, _state(7))
     assert folder.resumable
