@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from knowsam import components
-from knowsam.config import Config
+from knowsam.config import REPOSITORY, Config, beside
 from knowsam.data.cache import build_cache
 from knowsam.data.source import Source
 from knowsam.data.streams import TwoStreams, derive_seed
@@ -20,8 +20,6 @@ from knowsam.models.students import Students
 if TYPE_CHECKING:
     from knowsam.data.augment import Augmenter
     from knowsam.models.sam import LoadReport
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -43,7 +41,7 @@ def build_source(config: Config) -> Source:
     if "splits" in accepted:
         from knowsam.data.splits import load_splits
 
-        folder = _beside(str(data.splits))
+        folder = beside(str(data.splits))
         try:
             arguments["splits"] = load_splits(folder, data.labelled, group_regex=data.group_regex)
         except NotFoundError as error:
@@ -187,12 +185,6 @@ def _data_places(root: str) -> list[Path]:
     above = os.environ.get("KNOWSAM_DATA")
     places = [Path(above) / root] if above else []
     return list(dict.fromkeys([*places, Path("data") / root, REPOSITORY / "data" / root]))
-
-
-def _beside(path: str) -> Path:
-    """A path as it is if it exists, else below the checkout."""
-    here = Path(path)
-    return here if here.is_absolute() or here.exists() else REPOSITORY / here
 
 
 def _weights_file(path: str) -> Path:

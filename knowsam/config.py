@@ -7,7 +7,7 @@ component are checked against that component's constructor: its signature is the
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from knowsam import components
 from knowsam.errors import ConfigError, NotFoundError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def _block(**values: Any) -> Any:
@@ -135,7 +137,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         NotFoundError: the file, or one that it inherits, is not there.
         ConfigError: everything that is wrong with it, in one message.
     """
-    values, where = _read_with_parents(Path(path), ())
+    values, where = read_with_parents(Path(path))
     return _finish(values, where, overrides or [])
 
 
@@ -169,6 +171,12 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def beside(path: str) -> Path:
+    """A path as it is if it is absolute or exists, else below the checkout."""
+    here = Path(path)
+    return here if here.is_absolute() or here.exists() else REPOSITORY / here
+
+
 # ---------------------------------------------------------------- reading
 
 # What parsing a text that is no YAML, or whose tags don't fit (`!!int ''`, `!!bool x`), may raise.
@@ -184,7 +192,7 @@ UNREADABLE = (
 )
 
 
-def _read_with_parents(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+def read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """The file merged over what it inherits, and ``file:line`` of every dotted key."""
     if not path.is_file():
         hint = _nearest_file(path)
@@ -201,13 +209,14 @@ def _read_with_parents(path: Path, children: tuple[Path, ...]) -> tuple[dict[str
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for parent in parents:
-        above, above_where = _read_with_parents(path.parent / parent, (*children, path))
+        above, above_where = read_with_parents(path.parent / parent, (*children, path))
         merged = _merge(merged, above)
         origin |= above_where
     return _merge(merged, values), origin | where
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values of one file, and ``file:line`` of every dotted key."""
     try:
         if path.stat().st_size > 1_000_000:
             raise ConfigError(f"{path} holds more than 1 MB: not an experiment file")
@@ -298,7 +307,7 @@ def _validate(values: dict[str, Any], where: dict[str, str], errors: list[str]) 
 
     config = Config()
     # Blocks are merged over the defaults by the same rule as files, then checked against their constructors.
-    defaults = OmegaConf.to_container(OmegaConf.structured(config))
+    defaults = asdict(config)
     students = values.get("students")
     if isinstance(students, Mapping) and (not students or any("name" in _keys(b) for b in students.values())):
         defaults["students"] = {}  # naming students replaces the default pair; a mere option of one does not
@@ -314,7 +323,7 @@ def _fill(target: Any, values: Mapping[str, Any], prefix: str, complain) -> None
     known = {f.name: f for f in fields(target)}
     for key, value in values.items():
         if key not in known:
-            complain(f"{prefix}{key}", f"unknown key{_did_you_mean(str(key), known)}")
+            complain(f"{prefix}{key}", f"unknown key{did_you_mean(str(key), known)}")
             continue
         kind = known[key].type
         if is_dataclass(kind):
@@ -358,7 +367,7 @@ def _check_blocks(config: Config, complain) -> None:
     _check_block("sam", "sam", config.sam, components.SAM_GUIDE, PROVIDED["sam"], complain)
     variant = str(config.sam.get("variant", components.SAM_VARIANTS[0]))
     if variant not in components.SAM_VARIANTS:
-        near = _did_you_mean(variant, components.SAM_VARIANTS)
+        near = did_you_mean(variant, components.SAM_VARIANTS)
         complain("sam.variant", f"there is no variant {variant!r}{near}; known: {', '.join(components.SAM_VARIANTS)}")
     nested = (("tuning", components.TUNINGS, None), ("prompt", components.PROMPT_GENERATORS, "learned"))
     for kind, table, default in nested:
@@ -377,7 +386,7 @@ def _check_named(key: str, block: Any, table: Mapping[str, str], kind: str, comp
     name = block["name"]
     target = table.get(name, name)
     if ":" not in target:
-        near = _did_you_mean(name, table)
+        near = did_you_mean(name, table)
         complain(f"{key}.name", f"there is no {kind} {name!r}{near}; known: {', '.join(table)}")
         return
     _check_block(key, f"{kind} {name!r}", block, target, PROVIDED[kind], complain)
@@ -395,7 +404,7 @@ def _check_block(key: str, title: str, block: Mapping[str, Any], target: str, pr
             continue
         if name not in allowed:
             taken = " (it is set by the experiment itself)" if name in parameters else ""
-            complain(f"{key}.{name}", f"{title} has no parameter {name!r}{taken}{_did_you_mean(str(name), allowed)}")
+            complain(f"{key}.{name}", f"{title} has no parameter {name!r}{taken}{did_you_mean(str(name), allowed)}")
         elif problem := components.type_error(value, allowed[name].annotation):
             complain(f"{key}.{name}", problem)
         elif isinstance(value, float) and not math.isfinite(value):
@@ -460,7 +469,8 @@ def _check_pairs(config: Config, complain) -> None:
         complain("data.splits", "names the folder of split lists (train.txt, val.txt, ...), which files on disk need")
 
 
-def _did_you_mean(word: str, known: Iterable[Any]) -> str:
+def did_you_mean(word: str, known: Iterable[Any]) -> str:
+    """``; did you mean 'x'?`` for the nearest of the known words, or nothing."""
     near = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -26,10 +26,12 @@ ALLOWED = {
         ("methods.base", "data", "metrics", "inference", "schedules", "errors"),
         ("torch", "numpy", "scipy", "rich", "tensorboard"),
     ),
-    "report": (("engine", "metrics", "errors"), ("numpy", "jinja2", "matplotlib")),
+    "report": (("engine", "errors", "metrics"), ("numpy", "scipy", "jinja2", "matplotlib")),
     "compat": (("methods", "models", "losses", "data.batch", "errors"), ("torch", "numpy")),
     "components": (("errors",), ()),
     "config": (("components", "errors"), ("omegaconf", "yaml")),
+    "identity": (("config", "data.builtin"), ("yaml",)),
+    "sweep": (("components", "config", "errors", "identity"), ("optuna", "submitit", "ray")),
     "build": (
         ("components", "config", "data", "engine", "errors", "methods", "models", "compat"),
         ("torch", "numpy"),
@@ -42,11 +44,13 @@ ALLOWED = {
             "data",
             "engine",
             "errors",
+            "identity",
             "inference",
             "losses",
             "methods",
             "metrics",
             "report",
+            "sweep",
         ),
         ("torch", "numpy", "rich", "yaml"),
     ),
@@ -99,7 +103,7 @@ def test_arrows_point_one_way(path):
 
 
 def test_the_config_stops_at_build():
-    users = {"build", "cli", "config"}
+    users = {"build", "cli", "config", "identity", "sweep"}  # the last two compare and expand experiments
     for path in FILES:
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         for module, line in imports(path):
@@ -122,7 +126,15 @@ def test_the_test_sees_imports(tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"], ["train", "EXPERIMENT", "--print-config"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["evaluate", "--help"],
+        ["sweep", "--help"],
+        ["compare", "--help"],
+        ["train", "EXPERIMENT", "--print-config"],
+    ],
 )
 def test_help_and_print_config_import_nothing_slow(words, tmp_path):
     experiment = tmp_path / "x.yaml"

@@ -1,6 +1,10 @@
 """``knowsam evaluate``: score finished runs case by case, and compare them."""
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 EPILOG = """examples:
   python tools/evaluate.py runs/quickstart/knowsam_labelled_10pct_seed0
@@ -93,6 +97,39 @@ def evaluate_run(folder: str, args: argparse.Namespace):
             autocast=autocast_dtype(config.train.precision),
             progress=progress,
         )
+    evaluation = replace(evaluation, checkpoint=_origin(path, state, method.outputs()[0]))
     stem = args.split if not args.dataset else f"{data_config.name}_{args.split}"
     evaluation.write(run.evaluation, stem)
     return evaluation
+
+
+def _origin(path: Path, state: Mapping[str, Any], deployed: str) -> dict[str, Any]:
+    """What the scores say of the checkpoint they belong to.
+
+    Args:
+        path: ``best.pt`` or ``last.pt``.
+        state: its content.
+        deployed: name of the output whose validation Dice chooses ``best.pt``.
+    """
+    if path.name != "best.pt":
+        return {"file": path.name, "step": state["step"], "chosen_by": "last step", "split": None, "value": None}
+    by = f"validation Dice of {deployed}, mean over classes"
+    return {"file": path.name, "step": state["step"], "chosen_by": by, "split": "val", "value": state["best"]["dice"]}
+
+
+def score_if_new(folder: str, device: str) -> None:
+    """Score the best checkpoint on test and show the table, unless that was done since the checkpoint was written."""
+    from rich.console import Console
+
+    from knowsam.engine.log import say
+    from knowsam.engine.runfolder import RunFolder
+
+    run = RunFolder(folder, create=False)
+    scores = run.evaluation / "test.json"
+    if scores.exists() and run.best.exists() and scores.stat().st_mtime_ns >= run.best.stat().st_mtime_ns:
+        say(f"{run} is scored already: {scores}")
+        return
+    defaults = argparse.ArgumentParser()
+    add_arguments(defaults)
+    evaluation = evaluate_run(folder, defaults.parse_args([folder, "--device", device]))
+    Console(width=None if Console().is_terminal else 140).print(evaluation.table())

@@ -16,6 +16,8 @@ from knowsam.errors import KnowsamError
 COMMANDS = {
     "train": ("knowsam.cli.train", "train a method from an experiment file, or go on where a run stopped"),
     "evaluate": ("knowsam.cli.evaluate", "measure finished runs on their test cases and compare them"),
+    "compare": ("knowsam.cli.compare", "statistics over seeds and cases: tables, tests against a baseline, plots"),
+    "sweep": ("knowsam.cli.sweep", "run many trials from one sweep file, resumable, on one machine or many"),
 }
 """Name -> (module, help). A module has ``add_arguments(parser)`` and ``run(args) -> int``; imports go into ``run``."""
 

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from knowsam.config import Config, load_config, to_yaml
+from knowsam.identity import config_changes
 
 if TYPE_CHECKING:
     from knowsam.engine.distributed import Rank
@@ -37,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="train on one batch without augmentation (default 200 steps): its Dice must approach 1",
     )
+    parser.add_argument(
+        "--evaluate", action="store_true", help="score the finished run on test, as knowsam evaluate does"
+    )
     parser.add_argument("--stop-at", type=_positive, metavar="STEP", help="end after this step as if interrupted")
 
 
@@ -68,7 +72,12 @@ def run(args: argparse.Namespace) -> int:
             from knowsam.cli import trial
 
             return trial.dry_run(config, rank) if args.dry_run else trial.overfit(config, rank, args.overfit_one_batch)
-        return _train(config, args.overrides, rank, args.stop_at)
+        finished = _train(config, args.overrides, rank, args.stop_at)
+        if args.evaluate and finished:
+            from knowsam.cli.evaluate import score_if_new
+
+            distributed.call_on_main(lambda: score_if_new(run_path(config), config.train.device))
+        return 0
     finally:
         distributed.teardown()
 
@@ -81,7 +90,8 @@ def run_path(config: Config) -> str:
     return f"runs/{config.name}/{method}_{config.data.labelled}_seed{config.train.seed}"
 
 
-def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | None) -> int:
+def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | None) -> bool:
+    """Train, or go on; True when the run is complete."""
     from knowsam import build
     from knowsam.engine.distributed import call_on_main
     from knowsam.engine.log import Counter, say
@@ -101,7 +111,7 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
         resume = _prepare(run, config, rank)
         if resume is not None and resume["step"] >= config.train.max_steps:
             say(f"{run} is already complete at step {resume['step']}; evaluate it with: knowsam evaluate {run}")
-            return 0
+            return True
         built = build.build_method(config)
         method = built.method.to(rank.device)
         optimizers = build.build_optimizers(config, method)
@@ -151,10 +161,11 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
             resume=resume,
             stop_at=stop_at,
         )
-    if state.step == config.train.max_steps:
+    complete = state.step == config.train.max_steps
+    if complete:
         best = f"best validation Dice {100 * state.best['dice']:.2f} % at step {state.best['step']}"
         say(f"finished {run} at step {state.step}: {best}\nnext: knowsam evaluate {run}")
-    return 0
+    return complete
 
 
 def call_on_main_first(function) -> Any:
@@ -201,36 +212,6 @@ def _prepare(run: "RunFolder", config: Config, rank: "Rank") -> dict[str, Any] |
     if 0 < state["step"] < config.train.max_steps:
         say(f"resuming {run} after step {state['step']}")
     return state
-
-
-# Settings that change no weight, so a run may be resumed with others.
-COSMETIC = {
-    "run",
-    "name",
-    "data.workers",
-    "data.cache",
-    "data.obtain",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.tensorboard",
-    "train.device",
-    "evaluate.batch_size",
-    "evaluate.nsd_tolerance",
-}
-
-
-def config_changes(old_yaml: str, config: Config) -> list[str]:
-    """``key: old -> new`` for every setting that differs and matters for training."""
-    import yaml
-
-    def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(values, dict) or not values:
-            return {prefix[:-1]: values}
-        return {k: v for key, value in values.items() for k, v in flat(value, f"{prefix}{key}.").items()}
-
-    old, new = flat(yaml.safe_load(old_yaml)), flat(yaml.safe_load(to_yaml(config)))
-    keys = [key for key in {**old, **new} if key not in COSMETIC and old.get(key) != new.get(key)]
-    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys]
 
 
 def _describe(run: "RunFolder", config: Config, overrides: list[str], rank: "Rank", source: Any) -> None:

@@ -61,6 +61,9 @@ class Evaluation:
         empty: whether ``"include"`` or ``"exclude"`` rows of status ``empty_both`` in means.
         distances: whether HD95, ASD and NSD were measured.
         metric_rules: ``METRIC_RULES`` of the code that scored.
+        checkpoint: which weights were scored and how they were chosen: ``file``, ``step``, ``chosen_by`` (words),
+            ``split`` and ``value`` (the split and the score that chose; None when none did). None when the model did
+            not come from a run's checkpoint.
     """
 
     rows: list[dict[str, Any]]
@@ -72,6 +75,7 @@ class Evaluation:
     empty: str = "exclude"
     distances: bool = True
     metric_rules: str = METRIC_RULES
+    checkpoint: Mapping[str, Any] | None = None
     _summary: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -152,15 +156,17 @@ class Evaluation:
             "metric_rules": self.metric_rules,
             "nsd_tolerance": self.nsd_tolerance,
             "empty": self.empty,
+            **({} if self.checkpoint is None else {"checkpoint": dict(self.checkpoint)}),
             "summary": self.summary(),
         }
 
     def write(self, folder: str | os.PathLike, stem: str) -> list[Path]:
         """Write ``<stem>_cases.csv``, ``<stem>_summary.csv`` and ``<stem>.json``; each appears whole or not at all.
 
-        CSV numbers have 4 digits (Dice, IoU and NSD from 0 to 1, distances in ``unit``), and an empty field where a
-        value does not exist; JSON keeps full precision. Text that a spreadsheet would take for a formula gets a
-        leading apostrophe in the CSV files.
+        Dice, IoU and NSD go from 0 to 1, distances are in ``unit``, and a field is empty where a value does not exist.
+        The summary CSV has 4 digits, for reading. The cases CSV and the JSON keep full precision: rounded scores of two
+        models tie where the models differ, and a paired test drops or shares the ranks of such cases. Text that a
+        spreadsheet would take for a formula gets a leading apostrophe in the CSV files.
 
         Args:
             folder: made if it is not there.
@@ -185,7 +191,7 @@ class Evaluation:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _whole_file(paths[0]) as file:
-                _write_csv(file, case_head, [[row[key] for key in case_head] for row in self.rows])
+                _write_csv(file, case_head, [[_exactly(row[key]) for key in case_head] for row in self.rows])
             with _whole_file(paths[1]) as file:
                 _write_csv(file, summary_head, summary_rows)
             with _whole_file(paths[2]) as file:
@@ -512,6 +518,11 @@ def _write_csv(file: TextIO, head: Sequence[str], rows: Sequence[Sequence[Any]])
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(head)
     writer.writerows([_csv_field(value) for value in row] for row in rows)
+
+
+def _exactly(value: Any) -> Any:
+    """A float as the shortest text that reads back to the same float; all else as it is."""
+    return repr(float(value)) if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _csv_field(value: Any) -> Any:

@@ -15,7 +15,7 @@ from knowsam.config import load_config, to_yaml
 from knowsam.data.streams import derive_seed
 
 ROOT = Path(__file__).resolve().parents[2]
-EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml"))
+EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if p.parent.name != "sweeps")
 METRICS = ("dice", "iou", "hd95", "asd", "nsd")
 
 

@@ -1,0 +1,79 @@
+"""What makes two runs the same experiment: the settings that matter for training, and the split lists."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import yaml
+
+from knowsam.config import Config, beside, to_yaml
+
+# Settings that change no weight, so a run may be resumed with others.
+COSMETIC = {
+    "run",
+    "name",
+    "data.workers",
+    "data.cache",
+    "data.obtain",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.tensorboard",
+    "train.device",
+    "evaluate.batch_size",
+    "evaluate.nsd_tolerance",
+}
+
+
+def flat_config(config: Config | str) -> dict[str, Any]:
+    """Dotted key -> value of every setting.
+
+    Args:
+        config: a configuration, or the YAML text that a run stores.
+    """
+
+    return _flat(yaml.safe_load(config) if isinstance(config, str) else asdict(config))
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or not values:
+        return {prefix[:-1]: values}
+    return {k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+
+
+def config_changes(old_yaml: str, config: Config) -> list[str]:
+    """``key: old -> new`` for every setting that differs and matters for training."""
+    old, new = flat_config(old_yaml), flat_config(to_yaml(config))
+    keys = [key for key in {**old, **new} if key not in COSMETIC and old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys]
+
+
+def split_hashes(config: Config) -> dict[str, str]:
+    """SHA-256 of the list files that the experiment uses, by file name; the built-in data's version if it has none.
+
+    Only the lists are read, not the data, which may lie on another machine.
+    """
+    if config.data.splits is None:
+        if config.data.source.get("name") != "builtin":
+            return {}
+        from knowsam.data.builtin import VERSION
+
+        return {"builtin": str(VERSION)}
+    folder = beside(config.data.splits)
+    labelled = config.data.labelled.removesuffix(".txt")
+    names = ["train.txt", "val.txt", "test.txt", *([] if labelled == "all" else [f"{labelled}.txt"])]
+    files = [folder / name for name in names]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+
+
+def experiment_key(config: Config, extra: Mapping[str, Any] | None = None) -> str:
+    """Ten hexadecimal digits that two runs share only if they train the same thing on the same lists.
+
+    Args:
+        config: resolved.
+        extra: more that must agree.
+    """
+    settings = {key: value for key, value in flat_config(config).items() if key not in COSMETIC}
+    text = json.dumps({"settings": settings, "splits": split_hashes(config), **(extra or {})}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

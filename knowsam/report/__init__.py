@@ -1,0 +1,1 @@
+"""Runs that are finished, beside each other: what was measured, how sure it is, as tables and pictures."""
