@@ -4,7 +4,9 @@ Everything wrong is reported at once, each with its file, line, key and the near
 component are checked against that component's constructor: its signature is the schema.
 """
 
+import copy
 import difflib
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -230,6 +232,12 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Values, and ``file:line`` of every dotted key."""
+    return copy.deepcopy(_parse_once(text, path))
+
+
+@functools.lru_cache(maxsize=64)
+def _parse_once(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    # Kept, because a sweep reads the same experiment for each of its trials.
     try:
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if text.strip() else {}
         lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader))) if values else {}

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="+", metavar="SWEEP.yaml", help="sweep file; or: work FOLDER, status FOLDER")
     parser.add_argument("--dry-run", action="store_true", help="list the trials and what they will cost")
     parser.add_argument("--no-timing", action="store_true", help="with --dry-run: list only, time no step")
+    parser.add_argument("--plan-only", action="store_true", help="write the plan and end; workers join with work")
     parser.add_argument("--workers", type=_positive, metavar="N", help="trials at a time, instead of launcher.workers")
     parser.add_argument("--launcher", choices=("local", "slurm", "ray"), help="instead of launcher.name")
     parser.add_argument("--retry-failed", action="store_true", help="give failed trials one more try")
@@ -62,10 +63,10 @@ def run(args: argparse.Namespace) -> int:
         from knowsam.cli.sweep_cost import show
 
         return show(sweep, timing=not args.no_timing)
-    return _run(sweep, args.retry_failed)
+    return _run(sweep, args.retry_failed, args.plan_only)
 
 
-def _run(sweep: "Sweep", retry_failed: bool) -> int:
+def _run(sweep: "Sweep", retry_failed: bool, plan_only: bool) -> int:
     import importlib
 
     from knowsam.sweep.store import Store
@@ -74,6 +75,9 @@ def _run(sweep: "Sweep", retry_failed: bool) -> int:
     store = Store.enrol(sweep, retry_failed=retry_failed)
     name, workers = sweep.launcher["name"], sweep.launcher.get("workers", 1)
     left = store.left()
+    if plan_only:
+        print(f"{sweep.name}: {left} trials to do; workers join with: knowsam sweep work {sweep.folder}")
+        return 0
     if left:
         print(f"{sweep.name}: {left} trials to do, {workers} at a time ({name}); folder {sweep.folder}", flush=True)
         importlib.import_module(f"knowsam.sweep.{name}").launch(store, sweep.launcher)

@@ -42,7 +42,7 @@ def launch(store: Store, options: dict[str, Any]) -> None:
                         ended.add(i)
             if not running:
                 rounds -= 1
-                if rounds < 0 or not _wait_for_orphans(store, stop):
+                if rounds < 0 or not wait_for_orphans(store, stop):
                     break
                 ended.clear()
             time.sleep(0.05)
@@ -52,7 +52,7 @@ def launch(store: Store, options: dict[str, Any]) -> None:
             process.wait()
 
 
-def _wait_for_orphans(store: Store, stop: Stop, seconds: float = 60.0) -> bool:
+def wait_for_orphans(store: Store, stop: Stop, seconds: float = 60.0) -> bool:
     """True when trials are left to be claimed: a killed worker's, once their processes have saved and ended."""
     deadline = time.monotonic() + seconds
     while store.left() and store.held() and not stop.name and time.monotonic() < deadline:
@@ -85,6 +85,8 @@ def environment(index: int, workers: int, options: dict[str, Any]) -> tuple[dict
     variables = child_environment(threads)
     gpus = visible_gpus()
     per_trial = options.get("gpus_per_trial", 1 if gpus else 0)
+    if gpus and not per_trial:
+        variables["CUDA_VISIBLE_DEVICES"] = ""
     if gpus and per_trial:
         first = index * per_trial % max(1, len(gpus) - len(gpus) % per_trial)
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + per_trial])

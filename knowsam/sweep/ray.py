@@ -1,99 +1,205 @@
-"""Workers on a Ray cluster, through Ray Tune: an existing one, or one made for this sweep on this machine."""
+"""Workers on a Ray cluster, through Ray Tune: an existing cluster, or one made for this sweep on this machine."""
 
 import os
-import signal
-import threading
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from knowsam.errors import ConfigError
+from knowsam.errors import ConfigError, KnowsamError, StorageError
+from knowsam.sweep.local import RESTARTS, wait_for_orphans
 from knowsam.sweep.store import Store
-from knowsam.sweep.words import progress
 from knowsam.sweep.worker import Stop, child_environment, work
 
-_STORES: dict[str, Store] = {}
+OBJECT_STORE = 80 * 2**20
+"""Bytes of shared memory of a Ray of our own; nothing is ever put there, and this is the least that Ray takes."""
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report to its makers
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our study is the record
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the trials are to save their checkpoints
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+
+
+class StopFile(Stop):
+    """Asks for a file instead of listening for signals, as the driver and the trials may be on different machines."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return "stop" if self.path.exists() else ""
+
+    @name.setter
+    def name(self, value: str) -> None:
+        pass
 
 
 def launch(store: Store, options: dict[str, Any]) -> None:
     """Run the sweep to its end, or until a signal asks for one.
 
-    Tune runs as many slots as there are trials to do; a slot takes the next trial from the study, which stays the only
-    record. When Ray ends a slot's process, the trial's process is told (SIGTERM), saves its checkpoint and ends.
+    Tune is given slots, as long as there are trials to do; a slot claims the next trial and runs it as any worker does,
+    so that our study stays the only record, and what Ray kills is resumed by the next slot or the next start.
 
     Args:
         store: the sweep; its folder must be on a file system that all machines see.
         options: ``address`` of a cluster, such as ``auto`` (null: a Ray of this machine, which ends with the sweep),
-            ``workers``: trials at a time, ``threads`` and ``gpus_per_trial``: what a trial takes, ``parameters``: more
-            for ``ray.init``.
+            ``workers``: trials at a time (1), ``threads`` and ``gpus_per_trial``: what a trial takes, ``parameters``:
+            more for ``ray.init``.
     Raises:
-        ConfigError: Ray is not installed, or the cluster cannot be reached.
+        ConfigError: Ray is not installed, or the cluster can't be reached.
+        StorageError: a worker could not read or write the sweep.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
-        from ray import tune
     except ImportError as error:
         raise ConfigError("launcher ray needs Ray", hint="pip install 'knowsam[sweep]'") from error
-
-    workers, threads = options.get("workers", 1), options.get("threads") or 1
-    gpus = options.get("gpus_per_trial", 0)
-    address = options.get("address")
-    init: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        init |= {"address": "local", "num_cpus": workers * threads, "include_dashboard": False}
-    if not ray.is_initialized():
-        try:
-            variables = {"PYTHONPATH": child_environment(None)["PYTHONPATH"]}
-            ray.init(**{**init, "runtime_env": {"env_vars": variables}, **options.get("parameters", {})})
-        except (ConnectionError, ValueError, RuntimeError, TypeError) as error:
-            raise ConfigError(
-                f"launcher ray: {error}", hint="Start the cluster first (ray start --head), or leave address out."
-            ) from error
-    folder = str(store.folder.absolute())
-
-    def slot(config: dict[str, Any]) -> None:
-        # Ray runs this in a thread of an actor that serves one slot after the other, so the study stays open.
-        run_slot(folder, threads)
-        tune.report({"done": 1})
-
-    tuner = tune.Tuner(
-        tune.with_resources(slot, {"cpu": threads, "gpu": gpus}),
-        param_space={"slot": tune.grid_search(list(range(store.left())))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=workers, reuse_actors=True),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(store.folder.absolute() / "ray"),
-            verbose=0,
-        ),
-    )
-    ended = threading.Event()
-    threading.Thread(target=_tell, args=(store, ended), daemon=True).start()
-    before = signal.getsignal(signal.SIGTERM)
+    started = not ray.is_initialized()
+    if started:
+        _start(options)
+    scratch = Path(tempfile.mkdtemp(prefix="ray_", dir=store.folder.absolute()))
     try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))  # which Tune listens to
-        tuner.fit()
-    except KeyboardInterrupt:
-        pass
+        with Stop() as stop:
+            rounds = RESTARTS
+            while store.left() and not stop.name:
+                _run_slots(store, options, stop, scratch)
+                rounds -= 1
+                if rounds < 0 or not wait_for_orphans(store, stop):
+                    break
     finally:
-        ended.set()
-        signal.signal(signal.SIGTERM, before)
-        ray.shutdown()
+        (scratch / "stop").touch()  # for slots that outlive an error here
+        if started:
+            ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _tell(store: Store, ended: threading.Event) -> None:
-    told = ""
-    while not ended.wait(5.0):
-        if (now := progress(store)) != told:
-            told = now
-            print(now, flush=True)
+def _start(options: dict[str, Any]) -> None:
+    """``ray.init``: join a cluster, or make one of this machine."""
+    import ray
+
+    address, parameters = options.get("address"), options.get("parameters", {})
+    variables = {k: v for k, v in os.environ.items() if k.startswith("KNOWSAM_") or k in SETTINGS}
+    variables["PYTHONPATH"] = child_environment(None)["PYTHONPATH"]
+    init: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        os.environ |= variables  # Ray's processes inherit them
+        cores, wanted = _cores(), options.get("workers", 1) * _threads(options)
+        # Ray counts cores instead of binding to them: more threads than cores is the user's choice, as in local.
+        init |= {"address": "local", "num_cpus": max(cores, wanted), "include_dashboard": False}
+        init |= {"object_store_memory": OBJECT_STORE}
+    else:
+        init |= {"address": address, "runtime_env": {"env_vars": variables}}
+    try:
+        ray.init(**{**init, **parameters})
+    except (ConnectionError, ValueError, RuntimeError, TypeError) as error:
+        hint = "Leave address out for a Ray of this machine, or start a cluster: ray start --head."
+        raise ConfigError(f"launcher ray: {error}", hint=hint) from error
 
 
-def run_slot(folder: str, threads: int) -> None:
-    """One slot: claim the next trial and run it. In an actor's process."""
-    os.environ |= child_environment(threads)
-    if folder not in _STORES:
-        _STORES[folder] = Store(folder)
-    work(_STORES[folder], max_trials=1, stop=Stop(), say=lambda line: None)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _threads(options: dict[str, Any]) -> int:
+    """Of a trial; on a machine of our own the cores are shared evenly, as by the local launcher."""
+    alone = options.get("address") is None
+    return options.get("threads") or (max(1, _cores() // options.get("workers", 1)) if alone else 1)
+
+
+def _run_slots(store: Store, options: dict[str, Any], stop: Stop, scratch: Path) -> None:
+    """One run of Tune: slots until one of them finds nothing to do, or ``stop``."""
+    import ray
+    from ray import tune
+    from ray.tune.search import Searcher
+
+    workers, threads = options.get("workers", 1), _threads(options)
+    gpus = options.get("gpus_per_trial", 1 if ray.cluster_resources().get("GPU") else 0)
+    stop_file = scratch / "stop"
+    state: dict[str, Any] = {"over": False, "lost": 0, "problem": None}
+
+    class Slots(Searcher):
+        """Tune asks it for trials; each is a slot, without settings of its own."""
+
+        def suggest(self, trial_id: str) -> Any:
+            return Searcher.FINISHED if state["over"] or stop.name else {}
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            if error:  # its process was killed, or its machine is gone; the trial is resumed by another slot
+                state["lost"] += 1
+                state["over"] |= state["lost"] > RESTARTS * workers
+
+        def save(self, checkpoint_path: str) -> None: ...
+
+        def restore(self, checkpoint_path: str) -> None: ...
+
+    class Watch(tune.Callback):
+        def setup(self, **info: Any) -> None:
+            stop.__enter__()  # Tune has just taken SIGUSR1 for itself
+
+        def on_step_begin(self, **info: Any) -> None:
+            if stop.name and not stop_file.exists():
+                stop_file.touch()
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            state["problem"] = state["problem"] or result["problem"]
+            state["over"] |= not result["line"] or result["problem"] is not None
+            if result["line"]:
+                print(result["line"], flush=True)
+
+    tune.Tuner(
+        tune.with_resources(_slot_class(), {"cpu": threads, "gpu": gpus}),
+        param_space={
+            "folder": str(store.folder.absolute()),
+            "stop": str(stop_file),
+            "directory": os.getcwd(),
+            "threads": threads,
+        },
+        tune_config=tune.TuneConfig(
+            num_samples=-1, search_alg=Slots(), max_concurrent_trials=workers, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name="slots",
+            storage_path=str(scratch),
+            verbose=0,
+            callbacks=[Watch()],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    ).fit()
+    if state["problem"]:
+        raise StorageError(state["problem"], hint="Correct it and start the sweep again; it goes on from there.")
+
+
+def _slot_class() -> type:
+    from ray import tune
+
+    class Slot(tune.Trainable):
+        """Runs one trial a step, in an actor that serves one slot after the other, so that the study stays open."""
+
+        def setup(self, config: dict[str, Any]) -> None:
+            self.store: Store | None = None
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return True
+
+        def step(self) -> dict[str, Any]:
+            directory = self.config["directory"]
+            if os.path.isdir(directory):
+                os.chdir(directory)  # paths in experiments are relative to where the sweep was started
+            os.environ |= child_environment(self.config["threads"])
+            lines: list[str] = []
+            problem = None
+            try:
+                self.store = self.store or Store(self.config["folder"])
+                work(self.store, max_trials=1, stop=StopFile(Path(self.config["stop"])), say=lines.append)
+            except KnowsamError as error:
+                problem = str(error)
+            return {"done": True, "line": "\n".join(lines), "problem": problem}
+
+    return Slot

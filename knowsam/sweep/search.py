@@ -1,5 +1,6 @@
 """Settings chosen by Optuna: its samplers draw them, its pruners end what falls behind."""
 
+import warnings
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ def make_sampler(search: Search, number: int) -> samplers.BaseSampler:
     """The sampler of trial ``number``; it draws by the seed, the number and the results so far."""
     seed = zlib.crc32(f"{search.seed}/{number}".encode())
     if search.sampler == "qmc":
-        return samplers.QMCSampler(seed=search.seed, scramble=True)  # one sequence, of which the study counts the place
+        with warnings.catch_warnings():  # that Optuna may change it one day
+            warnings.simplefilter("ignore")
+            return samplers.QMCSampler(seed=search.seed, scramble=True)  # one sequence; the study counts the place
     if search.sampler == "random":
         return samplers.RandomSampler(seed=seed)
     if search.sampler == "gp":

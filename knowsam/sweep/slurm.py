@@ -30,6 +30,9 @@ REQUEUES = 1000
 NOTICE = int(GRACE) + 60
 """Seconds before its time limit at which a job is told: what a trial may take to save itself, and the requeueing."""
 
+ASK = 15.0
+"""Seconds between two questions to SLURM, which has other users too."""
+
 PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
 # submitit's names for what every kind of cluster has; all others are sbatch's and get the prefix slurm_.
 GENERAL = {"nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb", "timeout_min", "stderr_to_stdout"}
@@ -135,7 +138,7 @@ def launch(store: Store, options: dict[str, Any]) -> None:
                           wanted - len(before))  # fmt: skip
             print(f"submitted: {_numbers(ids)} ({len(ids)} jobs); their output: {folder}", flush=True)
     with Stop() as stop:
-        _wait(store, stop, lambda: active(folder, cluster), seconds=15.0 if cluster == "slurm" else 1.0)
+        _wait(store, stop, lambda: active(folder, cluster), seconds=ASK if cluster == "slurm" else 1.0)
         if stop.name:
             cancel = f"scancel {_numbers(active(folder, cluster) or [])}" if cluster == "slurm" else "kill them"
             print(f"The jobs go on without this command. To end them: {cancel}", flush=True)
@@ -146,19 +149,18 @@ def launch(store: Store, options: dict[str, Any]) -> None:
 
 
 def _wait(store: Store, stop: Stop, ask: Callable[[], list[str] | None], *, seconds: float) -> None:
-    """Tell every trial that ends, until no job is left; an unanswered question counts as a job."""
+    """Tell every trial that ends, until none is left or, asked twice, no job is; no answer is no reason to end."""
     told = {item["folder"] for item in store.trials() if item["state"] in FINISHED}
-    asked = float("-inf")
-    while not stop.name:
-        over = False
-        if time.monotonic() - asked >= seconds:
-            over, asked = ask() == [], time.monotonic()
+    asked, answers = time.monotonic(), 0
+    while not stop.name and answers < 2:
         for item in store.trials():
             if item["state"] in FINISHED and item["folder"] not in told:
                 told.add(item["folder"])
                 print(trial_line(store, item["folder"], item["state"]), flush=True)
-        if over:
+        if not store.left():
             return
+        if time.monotonic() - asked >= seconds:
+            answers, asked = answers + 1 if ask() == [] else 0, time.monotonic()
         time.sleep(0.5)
 
 
@@ -184,12 +186,14 @@ def active(folder: Path, cluster: str) -> list[str] | None:
 
 
 def _is_controller(pid: str, folder: Path) -> bool:
-    """Whether a process is submitit's, for this folder; an ended one has no command line."""
+    """Whether a process lives and is submitit's, for this folder."""
     try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return b"submitit.local._local" in words and str(folder).encode() in words
+    # A process that has just been started has no words yet.
+    return state != "Z" and (words == [b""] or {b"submitit.local._local", str(folder).encode()} <= set(words))
 
 
 def _numbers(ids: Sequence[str]) -> str:
@@ -213,7 +217,6 @@ def _executor(folder: Path, cluster: str, name: str, options: dict[str, Any]) ->
     """submitit's executor with all parameters."""
     try:
         import submitit
-        from submitit.slurm.slurm import SlurmExecutor
     except ImportError as error:
         raise ConfigError("launcher slurm needs submitit", hint="pip install 'knowsam[sweep]'") from error
     if cluster not in ("slurm", "local"):
@@ -227,6 +230,21 @@ def _executor(folder: Path, cluster: str, name: str, options: dict[str, Any]) ->
     if "%" in str(folder):
         raise ConfigError(f"launcher slurm: the folder {folder} holds a %, which SLURM replaces", hint="Rename it.")
 
+    # The jobs inherit it: submitit imports this module there.
+    os.environ["PYTHONPATH"] = child_environment(None)["PYTHONPATH"]
+    try:
+        limits = {"slurm_max_num_timeout": REQUEUES, "local_max_num_timeout": REQUEUES}
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **limits)
+        executor.update_parameters(**_parameters(cluster, name, options))
+    except (RuntimeError, ValueError, NameError, TypeError, AssertionError) as error:
+        raise ConfigError(f"launcher slurm: {error}", hint="docs/sweeps.md shows launcher.parameters.") from error
+    return executor
+
+
+def _parameters(cluster: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """In submitit's words: ours, and over them those of ``parameters``."""
+    from submitit.slurm.slurm import SlurmExecutor
+
     threads, minutes = options.get("threads"), options.get("minutes", MINUTES)
     chosen: dict[str, Any] = {
         "name": f"knowsam-{name}",
@@ -237,26 +255,21 @@ def _executor(folder: Path, cluster: str, name: str, options: dict[str, Any]) ->
         "slurm_signal_delay_s": min(NOTICE, 20 * minutes),
         # Since SLURM 22.05 a step does not get the cores of its job unless it asks for them.
         "slurm_srun_args": [f"--cpus-per-task={threads}"] if threads else None,
+        "slurm_additional_parameters": {"requeue": True},  # clusters may have it off
         f"{cluster}_setup": options.get("setup"),
     }
     known = sorted(GENERAL | SlurmExecutor._valid_parameters())
     for key, value in options.get("parameters", {}).items():
         plain = key.removeprefix("slurm_")
+        if plain == "cluster":
+            continue
         if plain in OURS:
             raise ConfigError(f"launcher.parameters.{key}: say it as launcher.{OURS[plain]}")
-        if key != "cluster" and plain not in known:
+        if plain not in known:
             raise ConfigError(
                 f"launcher.parameters.{key}: unknown key{did_you_mean(plain, known)}",
                 hint="Options of sbatch that submitit doesn't know go into additional_parameters: {option: value}.",
             )
-        if key != "cluster":
-            chosen[plain if plain in GENERAL else f"slurm_{plain}"] = value
-    # The jobs inherit it: submitit imports this module there.
-    os.environ["PYTHONPATH"] = child_environment(None)["PYTHONPATH"]
-    try:
-        limits = {"slurm_max_num_timeout": REQUEUES, "local_max_num_timeout": REQUEUES}
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **limits)
-        executor.update_parameters(**{key: value for key, value in chosen.items() if value is not None})
-    except (RuntimeError, ValueError, NameError, TypeError, AssertionError) as error:
-        raise ConfigError(f"launcher slurm: {error}", hint="docs/sweeps.md shows launcher.parameters.") from error
-    return executor
+        full = plain if plain in GENERAL else f"slurm_{plain}"
+        chosen[full] = {**chosen[full], **value} if plain == "additional_parameters" else value
+    return {key: value for key, value in chosen.items() if value is not None}

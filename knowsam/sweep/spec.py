@@ -268,6 +268,8 @@ def _fill(values: Mapping[str, Any], complain) -> SweepFile:
             setattr(file, key, value)
     if file.search is not None and (file.list or file.grid or file.paired or file.exclude):
         complain("search", "chooses the settings itself; leave list, grid, paired and exclude out")
+    if file.search is not None and file.baseline is not None:
+        complain("baseline", "has no meaning in a search")
     if file.search is not None and (len(file.seeds) != 1 or (isinstance(file.base, dict) and len(file.base) > 1)):
         complain("search", "tries one base with one seed; run its best settings with several seeds through list:")
     return file

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knowsam.config import to_yaml
+from knowsam.config import parse_config, to_yaml
 from knowsam.errors import ConfigError, KnowsamError, NotFoundError, StorageError
-from knowsam.identity import experiment_key
+from knowsam.identity import config_changes, experiment_key
 from knowsam.sweep.locks import FileLock
 from knowsam.sweep.spec import Search, Sweep, resolve, run_folder
 
@@ -80,6 +80,8 @@ class Store:
                     f"{folder} was made by a {'search over other ranges' if before['search'] else 'list of trials'}",
                     hint="A study has one space: name another folder in the sweep file (folder: ...).",
                 )
+            if sweep.search is not None:
+                cls._keep_base(folder, to_yaml(resolve(sweep.base, {**sweep.overrides, "train.seed": sweep.seed})))
             for trial in sweep.trials:
                 file = folder / "configs" / f"{trial.key}.yaml"
                 if not file.exists():
@@ -94,8 +96,7 @@ class Store:
                 "retries": sweep.retries,
                 "command": sweep.command,
                 "search": asdict(sweep.search) if sweep.search else None,
-                "base": os.path.abspath(sweep.base) if sweep.base else "",
-                "overrides": {**sweep.overrides, "train.seed": sweep.seed} if sweep.search else {},
+                "seed": sweep.seed,
                 "trials": [
                     {
                         "key": trial.key,
@@ -115,6 +116,18 @@ class Store:
         store.export()
         return store
 
+    @staticmethod
+    def _keep_base(folder: Path, text: str) -> None:
+        """Write the experiment that a search varies; refuse another one, for one study compares all its trials."""
+        base = folder / "configs" / "base.yaml"
+        if base.exists() and (changes := config_changes(base.read_text(encoding="utf-8"), parse_config(text, base))):
+            raise ConfigError(
+                f"{folder} was made by a search around other settings:\n" + "\n".join(f"  {line}" for line in changes),
+                hint="One study compares all its trials: name another folder in the sweep file (folder: ...).",
+            )
+        if not base.exists():
+            write_text(base, text)
+
     def _add_missing(self, retry_failed: bool) -> None:
         from optuna.trial import TrialState, create_trial
 
@@ -123,7 +136,7 @@ class Store:
             trial = known.get(item["key"])
             if trial is None or (retry_failed and trial.state == TrialState.FAIL):
                 attrs = {name: item[name] for name in ("key", "setting", "experiment", "seed", "folder")}
-                attrs |= item["overrides"]
+                attrs["overrides"] = item["overrides"]
                 self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attrs))
 
     # ------------------------------------------------------------ reading
@@ -154,21 +167,14 @@ class Store:
     def _item(trial: "FrozenTrial") -> dict[str, Any]:
         """What the plan would say of a trial, from the study."""
         attrs = trial.user_attrs
-        known = {name: attrs[name] for name in ("key", "setting", "experiment", "seed", "folder")}
-        return {**known, "overrides": {k: v for k, v in attrs.items() if "." in k}}
+        return {name: attrs[name] for name in ("key", "setting", "experiment", "seed", "folder", "overrides")}
 
     @staticmethod
     def _outcome(trial: "FrozenTrial | None") -> dict[str, Any]:
         if trial is None:
             return {"state": "waiting", "message": None, "exit_code": None, "value": None, "seconds": None}
-        attrs = trial.user_attrs
-        return {
-            "state": STATES[trial.state.name],
-            "message": attrs.get("message"),
-            "exit_code": attrs.get("exit_code"),
-            "value": attrs.get("dice"),
-            "seconds": attrs.get("seconds"),
-        }
+        outcome = {"message": None, "exit_code": None, "value": None} | trial.user_attrs.get("outcome", {})
+        return {"state": STATES[trial.state.name], **outcome, "seconds": trial.user_attrs.get("seconds")}
 
     def export(self) -> list[dict[str, Any]]:
         """Write ``trials.json``; returns its trials."""
@@ -228,6 +234,10 @@ class Store:
                     continue
                 lock = FileLock(self.folder / "locks" / f"trial{trial.number}")
                 if lock.acquire(wait=False):
+                    trial = self.study._storage.get_trial(trial._trial_id)  # again, now that nobody can change it
+                    if trial.state != TrialState.RUNNING:
+                        lock.release()
+                        continue
                     if "folder" in trial.user_attrs:
                         return self._start(self._item(trial), trial, lock)
                     # Whoever drew it died before it was written down.
@@ -248,30 +258,29 @@ class Store:
         lock.acquire()
         trial = ask(self.study, search, number)
         assert trial.number == number, "drawn under the lock"
-        overrides = {**self.plan["overrides"], **trial.params}
-        setting, seed = in_words(trial.params), overrides["train.seed"]
+        setting, seed = in_words(trial.params), self.plan["seed"]
         item = {
             "key": f"trial{number}",
             "setting": setting,
             "experiment": self.plan["name"],
             "seed": seed,
-            "folder": "",
+            "overrides": dict(trial.params),
+            "folder": "",  # recorded last: it says that the trial was written down whole
         }
-        claim = Claim(self, {**item, "overrides": overrides}, trial._trial_id, number, lock, resumed=False)
+        claim = Claim(self, item, trial._trial_id, number, lock, resumed=False)
         earlier = {other["key"]: other for other in self.trials()}
         try:
-            config = resolve(self.plan["base"], overrides)
+            config = resolve(self.folder / "configs" / "base.yaml", trial.params)
             item["key"] = experiment_key(config)
             item["folder"] = run_folder(setting, seed, item["key"])
             same = earlier.get(item["key"])
             if same is None:
                 write_text(self.folder / "configs" / f"{item['key']}.yaml", to_yaml(config))
         except KnowsamError as error:
-            claim.note(**overrides, **item)
+            claim.note(**item)
             claim.finish("failed", exit_code=error.exit_code, message=str(error), dice=None)
             return None
-        claim.item |= item
-        claim.note(**overrides, **item)
+        claim.note(**item)
         if same is None:
             return claim
         message = f"the same settings as an earlier trial, which is {same['state']}"
@@ -346,7 +355,7 @@ class Claim:
         """
         from optuna.trial import TrialState
 
-        self.note(exit_code=exit_code, message=message, dice=dice)
+        self.note(outcome={"exit_code": exit_code, "message": message, "value": dice})
         target = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}[state]
         values = None if state == "failed" else [0.0 if dice is None else dice]
         self.store.study._storage.set_trial_state_values(self.trial_id, target, values)

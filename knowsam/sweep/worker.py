@@ -18,6 +18,7 @@ from knowsam.sweep.words import trial_line
 
 INTERRUPTED = 75
 LOCKED = 73
+NOT_STARTED = 127  # as shells have it
 GRACE = 120.0
 """Seconds that a trial has to save its checkpoint after SIGTERM, before it is killed."""
 
@@ -99,16 +100,18 @@ def run_trial(claim: Claim, stop: Stop) -> str:
         attempts += 1
         size = log.stat().st_size if log.exists() else 0
         code, ended = _run_once(claim, words, log, run, stop, limit - before - (time.monotonic() - begin))
+        if plan["search"]:
+            _fell_behind(claim, run, set())  # too late to end it, but others are compared with its last validations
         claim.note(seconds=round(before + time.monotonic() - begin, 3))
         dice = best_dice(run)
         if ended == "pruned":
             claim.finish("pruned", exit_code=code, message="validation Dice fell behind the other trials", dice=dice)
             return "pruned"
-        if ended == "time_limit":
-            message = f"exceeded time_limit ({limit:g} s)"
-        elif code == 0:
+        if code == 0:  # also when it ended just as its time was over
             claim.finish("complete", exit_code=0, message=None, dice=dice)
             return "complete"
+        if ended == "time_limit":
+            message = f"exceeded time_limit ({limit:g} s)"
         elif stop.name or code == LOCKED or (code == INTERRUPTED and attempts > plan["retries"]):
             claim.release()
             return "interrupted"
@@ -134,18 +137,22 @@ def _run_once(
     parent = os.getpid()
     assert claim.lock.handle is not None, "a claim holds its lock"
     with open(log, "ab") as output:
-        process = subprocess.Popen(
-            words,
-            env=child_environment(None),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # The trial counts as running while its process lives, even if this worker is killed.
-            pass_fds=[claim.lock.handle],
-            # Ctrl-C in the terminal reaches the trial through this worker only, once.
-            start_new_session=True,
-            preexec_fn=lambda: die_with(parent),
-        )
+        try:
+            process = subprocess.Popen(
+                words,
+                env=child_environment(None),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # The trial counts as running while its process lives, even if this worker is killed.
+                pass_fds=[claim.lock.handle],
+                # Ctrl-C in the terminal reaches the trial through this worker only, once.
+                start_new_session=True,
+                preexec_fn=lambda: die_with(parent),
+            )
+        except OSError as error:
+            output.write(f"cannot start {words[0]}: {error.strerror}\n".encode())
+            return NOT_STARTED, None
     while True:
         try:
             return process.wait(timeout=POLL), why
