@@ -304,9 +304,8 @@ def test_lock_dies_with_its_process_and_not_with_its_workers(tmp_path):
         f"RunFolder({str(tmp_path)!r}).lock()\n"
         "child = os.fork()\n"
         "if child == 0:\n"
+        "    print(os.getpid(), flush=True)\n"  # from here: until it runs, it has not let go of the lock
         "    os.close(1)\n"
-        "    time.sleep(60)\n"
-        "print(child, flush=True)\n"
         "time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True)
