@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import signal
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from knowsam.errors import ConfigError, KnowsamError, StorageError
 from knowsam.sweep.local import RESTARTS, wait_for_orphans
+from knowsam.sweep.locks import FileLock
 from knowsam.sweep.store import Store
 from knowsam.sweep.worker import Stop, child_environment, work
 
@@ -17,6 +20,7 @@ OBJECT_STORE = 80 * 2**20
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report to its makers
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_kill_child_processes_on_worker_exit": "0",  # with SIGKILL; they get SIGTERM by die_with, and save
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our study is the record
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the trials are to save their checkpoints
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
@@ -64,7 +68,11 @@ def launch(store: Store, options: dict[str, Any]) -> None:
     started = not ray.is_initialized()
     if started:
         _start(options)
-    scratch = Path(tempfile.mkdtemp(prefix="ray_", dir=store.folder.absolute()))
+    folder, lock = store.folder.absolute() / "ray", FileLock(store.folder / "locks" / "ray")
+    if lock.acquire(wait=False):  # nobody else runs this sweep on Ray, so these were left by one who was killed
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder))
     try:
         with Stop() as stop:
             rounds = RESTARTS
@@ -78,6 +86,7 @@ def launch(store: Store, options: dict[str, Any]) -> None:
         if started:
             ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+        lock.release()
 
 
 def _start(options: dict[str, Any]) -> None:
@@ -124,6 +133,8 @@ def _run_slots(store: Store, options: dict[str, Any], stop: Stop, scratch: Path)
     stop_file = scratch / "stop"
     state: dict[str, Any] = {"over": False, "lost": 0, "problem": None}
 
+    before = signal.getsignal(signal.SIGUSR1)
+
     class Slots(Searcher):
         """Tune asks it for trials; each is a slot, without settings of its own."""
 
@@ -141,7 +152,8 @@ def _run_slots(store: Store, options: dict[str, Any], stop: Stop, scratch: Path)
 
     class Watch(tune.Callback):
         def setup(self, **info: Any) -> None:
-            stop.__enter__()  # Tune has just taken SIGUSR1 for itself
+            with suppress(ValueError):  # not in the main thread
+                signal.signal(signal.SIGUSR1, before)  # Tune has just taken it for itself
 
         def on_step_begin(self, **info: Any) -> None:
             if stop.name and not stop_file.exists():

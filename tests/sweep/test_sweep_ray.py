@@ -66,7 +66,7 @@ def count(bench: Bench, word: str) -> int:
     return sum(said.startswith(word) for _, said in bench.told())
 
 
-def resumed_where_they_stopped(bench: Bench, steps: int) -> bool:
+def resumed_where_they_stopped(bench: Bench) -> bool:
     """Each trial begins where it has last stopped, is finished once, and was never run by two at a time."""
     ends = {}
     for key, word in bench.told():
@@ -80,7 +80,6 @@ def resumed_where_they_stopped(bench: Bench, steps: int) -> bool:
     return all(value.count("finish") == 1 and "overlap" not in value for value in ends.values())
 
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 needs_ray = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('ray')", reason="ray is not installed")
 
 
@@ -93,7 +92,7 @@ def test_a_ray_of_this_machine_runs_each_trial_once(bench, start):
     assert driver.returncode == 0, said
     assert sorted(word for _, word in bench.told()) == ["finish"] * 8 + ["start 0"] * 8
     assert len(re.findall(r"^\[\d/8.*\] complete: max_steps=", said, re.MULTILINE)) == 8
-    assert not list(bench.folder.glob("ray_*")), "Tune's own files are removed"
+    assert not list((bench.folder / "ray").iterdir()), "Tune's own files are removed"
 
 
 @needs_ray
@@ -114,7 +113,7 @@ def test_a_driver_that_is_told_to_end_has_its_trials_save(bench, start, number):
     driver = start()
     said, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, said
-    assert count(bench, "start") == 5 and resumed_where_they_stopped(bench, 40)
+    assert count(bench, "start") == 5 and resumed_where_they_stopped(bench)
 
 
 @needs_ray
@@ -127,7 +126,7 @@ def test_a_trial_whose_slot_is_killed_goes_on_in_another(bench, start):
     os.kill(actors(driver.pid)[0], signal.SIGKILL)
     said, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, said
-    assert count(bench, "stop") == 1 and resumed_where_they_stopped(bench, 40)
+    assert count(bench, "stop") == 1 and resumed_where_they_stopped(bench)
 
 
 def test_without_ray_the_message_tells_how_to_get_it(bench, monkeypatch):
@@ -138,8 +137,15 @@ def test_without_ray_the_message_tells_how_to_get_it(bench, monkeypatch):
 
 
 @needs_ray
-@pytest.mark.slow
-def test_a_cluster_that_is_not_there(bench):
-    with pytest.raises(ConfigError, match="launcher ray") as caught:
-        launcher.launch(Store.enrol(bench.load(1, 0)), {**RAY, "address": "127.0.0.1:1"})
+def test_a_cluster_that_is_not_there(bench, monkeypatch):
+    """Not with a real address: another test's Ray may be found, and a dead one ends the whole process."""
+    import ray
+
+    def init(**options):
+        assert options["address"] == "auto"
+        raise ConnectionError("no cluster was found")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConfigError, match="launcher ray: no cluster was found") as caught:
+        launcher.launch(Store.enrol(bench.load(1, 0)), {**RAY, "address": "auto"})
     assert "ray start --head" in caught.value.hint
