@@ -1,6 +1,8 @@
 """From a configuration to objects: the only place that reads the configuration and calls constructors."""
 
+import copy
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from knowsam import components
+from knowsam.compat import published
 from knowsam.config import REPOSITORY, Config, beside
 from knowsam.data.cache import build_cache
 from knowsam.data.source import Source
@@ -88,7 +91,7 @@ def build_augmenter(config: Config) -> "Augmenter":
 
 def build_students(config: Config) -> Students:
     """The students and, if there is one, the fusion head, from random weights."""
-    classes = config.num_classes
+    classes, rows = config.num_classes, config.published_rows
     subnets = {
         name: _construct(
             f"students.{name}", _target(components.STUDENTS, block), num_classes=classes, **_options(block)
@@ -98,13 +101,16 @@ def build_students(config: Config) -> Students:
     fusion = None
     if config.fusion is not None:
         target = _target(components.FUSION_HEADS, config.fusion)
-        fusion = _construct("fusion", target, num_classes=classes, **_options(config.fusion))
-    return Students(subnets, fusion)
+        target, as_published = published.fusion_head(rows, target)
+        fusion = _construct("fusion", target, num_classes=classes, **_options(config.fusion), **as_published)
+    return Students(subnets, fusion, **published.students_arguments(rows))
 
 
 def build_method(config: Config) -> BuiltMethod:
     """The method with its networks on the CPU. Seeded: the students start alike whatever the method around them."""
     seed, max_steps = config.train.seed, config.train.max_steps
+    rows = config.published_rows
+    config = _with_options(config, published.settings(rows))
     torch.manual_seed(derive_seed(seed, "students") & 0xFFFFFFFF)
     students = build_students(config)
     guide, report = None, None
@@ -114,7 +120,11 @@ def build_method(config: Config) -> BuiltMethod:
         if sam.get("weights"):
             sam["weights"] = str(_weights_file(str(sam["weights"])))
         guide, report = _construct(
-            "sam", components.SAM_GUIDE, image_size=config.data.image_size, num_classes=config.num_classes, **sam
+            "sam",
+            components.SAM_GUIDE,
+            image_size=config.data.image_size,
+            num_classes=config.num_classes,
+            **sam | published.guide_arguments(rows),
         )
     target = _target(components.METHODS, config.method)
     offered = {
@@ -122,6 +132,7 @@ def build_method(config: Config) -> BuiltMethod:
         "sam_guide": guide,
         "max_steps": max_steps,
         "forward_unlabelled": config.skd is not None and config.data.unlabelled_batch > 0,
+        "formulas": published.formulas(rows),
     }
     provided = {name: value for name, value in offered.items() if name in components.signature(target)}
     method = _construct("method", target, **provided, **_options(config.method))
@@ -138,7 +149,7 @@ def build_optimizers(config: Config, method: SSLMethod) -> dict[str, ScheduledOp
     if missing or unknown:
         problem = f"has no block for {', '.join(missing)}" if missing else f"has a block for {', '.join(unknown)}"
         raise ConfigError(f"optim {problem}; the method trains {', '.join(groups)}")
-    return {
+    made = {
         name: _construct(
             f"optim.{name}",
             _target(components.OPTIMIZERS, config.optim[name]),
@@ -147,6 +158,20 @@ def build_optimizers(config: Config, method: SSLMethod) -> dict[str, ScheduledOp
         )
         for name, parameters in groups.items()
     }
+    return published.optimizers(config.published_rows, made)
+
+
+def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
+    """A copy of the configuration with some options of its blocks, by dotted key."""
+    config = copy.deepcopy(config)
+    for key, value in options.items():
+        head, *path, last = key.split(".")
+        block = getattr(config, head)
+        for word in path:
+            block[word] = dict(block.get(word) or {})
+            block = block[word]
+        block[last] = value
+    return config
 
 
 def _target(table: dict[str, str], block: dict[str, Any]) -> str:

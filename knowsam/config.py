@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from knowsam import components
+from knowsam.compat.rows import problems, select
 from knowsam.errors import ConfigError, NotFoundError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -80,6 +81,7 @@ class Config:
 
     name: str = "experiment"
     run: str | None = None  # run folder; runs/<name>/<method>_<labelled>_seed<seed> if null
+    published_code: Any = False  # behave as the published code: true, or a list of rows of docs/fidelity.md
     data: DataConfig = field(default_factory=DataConfig)
     augment: dict[str, Any] = _block()  # knowsam.data.augment:Augmenter
     students: dict[str, Any] = field(default_factory=lambda: {"unet": {"name": "unet"}, "vnet": {"name": "vnet"}})
@@ -107,6 +109,11 @@ class Config:
         return self.skd is not None or "sam_guide" in _method_arguments(self)
 
     @property
+    def published_rows(self) -> tuple[str, ...]:
+        """Rows of docs/fidelity.md that behave as the published code."""
+        return select(self.published_code)
+
+    @property
     def uses_unlabelled(self) -> bool:
         """Whether unlabelled images are shown at all: not to a method that only forwards them for a wrapper's sake."""
         return self.skd is not None or "forward_unlabelled" not in _method_arguments(self)
@@ -119,11 +126,11 @@ RESERVED_STUDENTS = {"fusion", "sam", "teacher", "training"}
 PROVIDED = {
     "students": {"num_classes"},
     "fusion": {"num_classes"},
-    "method": {"students", "sam_guide", "max_steps", "forward_unlabelled"},
+    "method": {"students", "sam_guide", "max_steps", "forward_unlabelled", "formulas"},
     "skd": {"method", "sam_guide", "max_steps"},
     "optim": {"parameters"},
     "source": {"splits", "num_classes", "labelled", "label_table"},
-    "sam": {"image_size", "num_classes"},
+    "sam": {"image_size", "num_classes", "encoder_type", "decoder_type", "omit"},
     "tuning": {"encoder", "mask_decoder"},
     "prompt": {"num_classes", "embed_dim"},
 }
@@ -323,6 +330,7 @@ def _validate(values: dict[str, Any], where: dict[str, str], errors: list[str]) 
     _fill(config, merged, "", complain)
     _check_blocks(config, complain)
     _check_pairs(config, complain)
+    _check_published(config, complain)
     return config
 
 
@@ -475,6 +483,37 @@ def _check_pairs(config: Config, complain) -> None:
             complain(f"optim.{group}.lr", f"must be > 0, got {rate}")
     if data.source.get("name") in ("image_folder", "h5_slices") and not data.splits:
         complain("data.splits", "names the folder of split lists (train.txt, val.txt, ...), which files on disk need")
+
+
+def _check_published(config: Config, complain) -> None:
+    """The rows exist, there is what each of them changes, and no option says otherwise."""
+    try:
+        rows = config.published_rows
+    except ConfigError as error:
+        complain("published_code", f"{error} ({error.hint})")
+        config.published_code = False
+        return
+    fusion = (config.fusion or {}).get("name")
+    tuning = config.sam.get("tuning")
+    absent = {
+        "method": "" if "formulas" in _method_arguments(config) else "method.name: knowsam",
+        "fusion": "" if fusion == "ham" else "fusion: {name: ham}",
+        "sam": "" if config.uses_sam else "a method that uses SAM",
+        "adapters": ""
+        if isinstance(tuning, Mapping) and tuning.get("name") == "adapter"
+        else "sam.tuning: {name: adapter}",
+    }
+    for key, text in problems(rows, absent, dict(_flatten({"method": config.method, "sam": config.sam}))):
+        complain(key, text)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything that is no mapping."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def did_you_mean(word: str, known: Iterable[Any]) -> str:

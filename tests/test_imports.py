@@ -27,9 +27,9 @@ ALLOWED = {
         ("torch", "numpy", "scipy", "rich", "tensorboard"),
     ),
     "report": (("engine", "errors", "metrics"), ("numpy", "scipy", "jinja2", "matplotlib")),
-    "compat": (("methods", "models", "losses", "data.batch", "errors"), ("torch", "numpy")),
+    "compat": (("methods", "models", "losses", "data.batch", "engine.optim", "errors"), ("torch",)),
     "components": (("errors",), ()),
-    "config": (("components", "errors"), ("omegaconf", "yaml")),
+    "config": (("components", "compat.rows", "errors"), ("omegaconf", "yaml")),
     "identity": (("config", "data.builtin"), ("yaml",)),
     "sweep": (("components", "config", "errors", "identity"), ("optuna", "submitit", "ray")),
     "build": (

@@ -1,6 +1,7 @@
 """KnowSAM: two co-trained students, a fusion head, and SAM as their teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,6 +14,30 @@ from knowsam.methods.supervised import output_names
 from knowsam.mixing import cells_to_mask, paste, select_cells
 from knowsam.models.students import DeployedStudents, Students
 from knowsam.schedules import sigmoid_rampup
+
+
+def mutual_consistency_loss(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """What each of two students' logits (B, K, S, S) has to learn from the other's: two scalars, nats."""
+    return consistency_loss(first, second), consistency_loss(second, first)
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """What KnowSAM's terms are computed with, for whoever wants to compare with other forms of them.
+
+    Attributes:
+        consistency: both students' logits -> each one's term.
+        distillation: student's and SAM's logits, ``temperature``, ``valid`` -> scalar.
+        entropy: logits -> scalar, the students' entropy term.
+        uncertainty: fused logits -> (B, S, S), by which cells are chosen for mixing.
+        consistency_rampup: step and length of the ramp, in steps -> factor of the consistency.
+    """
+
+    consistency: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = mutual_consistency_loss
+    distillation: Callable[..., Tensor] = sam_distillation_loss
+    entropy: Callable[[Tensor], Tensor] = entropy_loss
+    uncertainty: Callable[[Tensor], Tensor] = entropy_map
+    consistency_rampup: Callable[[float, float], float] = sigmoid_rampup
 
 
 class KnowSAM(SSLMethod):
@@ -45,6 +70,7 @@ class KnowSAM(SSLMethod):
         mix_cells: cells exchanged per image.
         mix_pick: ``most_uncertain`` or ``least_uncertain`` cells, by the fused entropy.
         mix_confidence_threshold: least probability of SAM's argmax for its pseudo-labels to count in a mix, 0..1.
+        formulas: other forms of the terms; ours if None.
     Source:
         arXiv:2412.13742, in the corrected form that docs/architecture.md lists.
     """
@@ -72,6 +98,7 @@ class KnowSAM(SSLMethod):
         mix_cells: int = 5,
         mix_pick: Literal["most_uncertain", "least_uncertain"] = "most_uncertain",
         mix_confidence_threshold: float = 0.0,
+        formulas: Formulas | None = None,
     ):
         super().__init__()
         if len(students.names) != 2 or students.fusion_head is None:
@@ -118,6 +145,8 @@ class KnowSAM(SSLMethod):
         self.mix_rampup_steps = mix_rampup * max_steps
         self.mix_cells = {"grid": mix_grid, "cells": mix_cells, "pick": mix_pick}
         self.mix_confidence_threshold = mix_confidence_threshold
+        self.formulas = formulas or Formulas()
+        self.formulas.consistency_rampup(0, self.consistency_rampup_steps)  # a length that it refuses is refused here
         if mixing:  # refused here rather than when mixing starts, thousands of steps later
             select_cells(torch.zeros(1, mix_grid, mix_grid), **self.mix_cells)
 
@@ -132,24 +161,25 @@ class KnowSAM(SSLMethod):
         confidence, sam_label = teacher_logits.float().softmax(1).max(1)  # (L + U, S, S) each
 
         skd = self.skd_weight * sigmoid_rampup(step, self.skd_rampup_steps)
-        consistency = self.consistency_weight * sigmoid_rampup(step, self.consistency_rampup_steps)
+        consistency = self.consistency_weight * self.formulas.consistency_rampup(step, self.consistency_rampup_steps)
+        agreement = self._agreement(logits)
         labelled = len(batch.mask)
         losses = {
             "sam": segmentation_loss(sam_logits[:labelled], batch.mask),
             "seg_fusion": segmentation_loss(logits["fusion"][:labelled], batch.mask),
         }
-        for name, other in self._pairs():
+        for name in self.students.names:
             losses[f"seg_{name}"] = 0.5 * segmentation_loss(logits[name][:labelled], batch.mask)
-            losses[f"skd_{name}"] = (0.5 * skd) * sam_distillation_loss(
+            losses[f"skd_{name}"] = (0.5 * skd) * self.formulas.distillation(
                 logits[name],
                 teacher_logits,
                 temperature=self.skd_temperature,
                 valid=confidence >= self.skd_confidence_threshold,
             )
-            losses[f"entropy_{name}"] = 0.5 * self.entropy_weight * entropy_loss(logits[name])
-            losses[f"consistency_{name}"] = 0.5 * consistency * consistency_loss(logits[name], logits[other])
+            losses[f"entropy_{name}"] = 0.5 * self.entropy_weight * self.formulas.entropy(logits[name])
+            losses[f"consistency_{name}"] = 0.5 * consistency * agreement[name]
         if step > self.mix_from_step:
-            uncertainty = entropy_map(logits["fusion"].detach())  # (L + U, S, S)
+            uncertainty = self.formulas.uncertainty(logits["fusion"].detach())  # (L + U, S, S)
             mixed = self._mix(images, batch.mask, uncertainty, sam_label, confidence, consistency)
             ramp = self.mix_weight * sigmoid_rampup(step - self.mix_from_step, self.mix_rampup_steps)
             losses |= {name: ramp * term for name, term in mixed.items()}
@@ -163,9 +193,10 @@ class KnowSAM(SSLMethod):
         predictions = {name: Prediction(images, x, batch.mask, name != "fusion") for name, x in logits.items()}
         return StepOutput(losses, predictions, monitors)
 
-    def _pairs(self) -> tuple[tuple[str, str], tuple[str, str]]:
+    def _agreement(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each student's consistency with the other, before any weight."""
         first, second = self.students.names
-        return (first, second), (second, first)
+        return dict(zip((first, second), self.formulas.consistency(logits[first], logits[second]), strict=True))
 
     def _mix(
         self, images: Tensor, mask: Tensor, uncertainty: Tensor, sam_label: Tensor, confidence: Tensor, weight: float
@@ -189,13 +220,14 @@ class KnowSAM(SSLMethod):
 
         logits = self.students(mixed)
         fused_label = logits["fusion"].detach().argmax(1)
+        agreement = self._agreement(logits)
         losses = {"mix_seg_fusion": segmentation_loss(logits["fusion"], mixed_label, valid=sure)}
-        for name, other in self._pairs():
+        for name in self.students.names:
             x = logits[name]
             losses[f"mix_seg_{name}"] = 0.5 * segmentation_loss(x, mixed_label, valid=sure)
-            losses[f"mix_entropy_{name}"] = 0.5 * self.entropy_weight * entropy_loss(x)
+            losses[f"mix_entropy_{name}"] = 0.5 * self.entropy_weight * self.formulas.entropy(x)
             losses[f"mix_consistency_{name}"] = (0.5 * weight) * (
-                consistency_loss(x, logits[other]) + segmentation_loss(x[labelled:], fused_label[labelled:])
+                agreement[name] + segmentation_loss(x[labelled:], fused_label[labelled:])
             )
         return losses
 

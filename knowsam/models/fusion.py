@@ -42,10 +42,18 @@ class FusionHead(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Two logits (B, K, S, S) -> fused logits (B, K, S, S)."""
-        votes = [F.one_hot(x.argmax(1), self.num_classes).movedim(-1, 1) for x in (first, second)]
-        agreement = (votes[0] == votes[1]).to(first.dtype)  # (B, K, S, S), no gradient
-        certainty = torch.stack([1 - entropy_map(first), 1 - entropy_map(second)], dim=1).to(first.dtype)
+        agreement = self.agreement_map(first, second)  # (B, K, S, S), no gradient
+        certainty = torch.stack([self.certainty_map(first), self.certainty_map(second)], dim=1).to(first.dtype)
         x = torch.cat(
             [self.agreement(agreement), self.certainty(certainty), self.logits(torch.cat([first, second], 1))], dim=1
         )
         return self.head(self.merge(x))  # (B, 64, S, S) -> (B, K, S, S)
+
+    def agreement_map(self, first: Tensor, second: Tensor) -> Tensor:
+        """1 where both argmaxes of two logits (B, K, S, S) say the same about class k, else 0: (B, K, S, S)."""
+        votes = [F.one_hot(x.argmax(1), self.num_classes).movedim(-1, 1) for x in (first, second)]
+        return (votes[0] == votes[1]).to(first.dtype)
+
+    def certainty_map(self, logits: Tensor) -> Tensor:
+        """1 - entropy / log K of logits (B, K, S, S): (B, S, S) in 0..1."""
+        return 1 - entropy_map(logits)

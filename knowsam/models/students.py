@@ -13,6 +13,7 @@ class Students(nn.Module):
         subnets: students by name, each (B, 3, S, S) -> (B, K, S, S).
         fusion_head: merges exactly two students, or None.
         mean, std: what the images (0..1) are normalised with before the students see them.
+        memory_format: layout of the convolutions; ``channels_last`` is faster on CPUs and GPUs alike.
     Raises:
         ValueError: no student, a student called ``fusion``, or a fusion head over other than two students.
     """
@@ -24,6 +25,7 @@ class Students(nn.Module):
         *,
         mean: float = 0.5,
         std: float = 0.25,
+        memory_format: torch.memory_format = torch.channels_last,
     ):
         super().__init__()
         if not subnets or "fusion" in subnets:
@@ -33,7 +35,8 @@ class Students(nn.Module):
         self.subnets = nn.ModuleDict(subnets)
         self.fusion_head = fusion_head
         self.mean, self.std = mean, std
-        self.to(memory_format=torch.channels_last)  # convolutions run faster so, on CPUs and GPUs alike
+        self.memory_format = memory_format
+        self.to(memory_format=memory_format)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,7 +50,7 @@ class Students(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) in 0..1 -> logits (B, K, S, S) by name; ``fusion`` last if there is one."""
-        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = ((images - self.mean) / self.std).contiguous(memory_format=self.memory_format)
         logits = {name: subnet(x) for name, subnet in self.subnets.items()}
         if self.fusion_head is not None:
             logits["fusion"] = self.fusion_head(*logits.values())

@@ -324,6 +324,8 @@ def test_sparse_head_pools_twice_at_sixteen():
         ({"prompt": {"tokens": 0}}, "tokens 0"),
         ({"prompt": {"dropout": 1.0}}, "dropout is 1.0"),
         ({"prompt": {"sparse": False, "dense": False}, "mask_prompt": False}, "same logits"),
+        ({"pixel_mean": (0.0, 0.0)}, "three in all"),
+        ({"pixel_std": (1.0, 0.0, 1.0)}, "must be above 0"),
     ],
 )
 def test_impossible_values(options, words):

@@ -26,7 +26,8 @@ class SamGuide(nn.Module):
         pixel_mean, pixel_std: per channel, for pixel values 0..255; SAM's.
         mask_prompt: use coarse logits; without, the feedback from the students is off.
     Raises:
-        ValueError: num_classes below 1, or differs from the prompt generator's.
+        ValueError: num_classes below 1, or differs from the prompt generator's; pixel statistics that are not three
+            numbers, or a pixel_std that is not positive.
     Source:
         arXiv:2304.02643 (SAM), arXiv:2412.13742 (KnowSAM).
     """
@@ -49,6 +50,11 @@ class SamGuide(nn.Module):
         if getattr(prompt_generator, "num_classes", num_classes) != num_classes:
             raise ValueError(
                 f"num_classes is {num_classes}, but the prompt generator was built for {prompt_generator.num_classes}"
+            )
+        if len(pixel_mean) != 3 or len(pixel_std) != 3 or min(pixel_std) <= 0:
+            raise ValueError(
+                f"pixel_mean is {tuple(pixel_mean)}, pixel_std {tuple(pixel_std)}; each needs a number per channel, "
+                "three in all, and those of pixel_std must be above 0"
             )
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder

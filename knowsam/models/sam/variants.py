@@ -7,16 +7,16 @@ Another encoder, tuning, prompt generator or decoder is one file and one line in
 import difflib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from knowsam.models.sam.encoder import PATCH_SIZE, SamImageEncoder
-from knowsam.models.sam.guide import SamGuide
+from knowsam.models.sam.guide import PIXEL_MEAN, PIXEL_STD, SamGuide
 from knowsam.models.sam.mask_decoder import SamMaskDecoder
 from knowsam.models.sam.official import PromptEncoder
 from knowsam.models.sam.prompt_generator import PromptGenerator
-from knowsam.models.sam.weights import LoadReport, is_declared_new, load_official
+from knowsam.models.sam.weights import LoadReport, is_declared_new, is_omitted, load_official
 from knowsam.models.tuning.adapter import add_adapters
 
 # name -> (*, image_size, checkpointing, **entry of VARIANTS) -> module: images (B, 3, S, S) -> embedding (B, 256, E, E)
@@ -50,6 +50,12 @@ def build_sam_guide(
     mask_prompt: bool = True,
     train: str = "auto",
     checkpointing: bool = False,
+    pixel_mean: Sequence[float] = PIXEL_MEAN,
+    pixel_std: Sequence[float] = PIXEL_STD,
+    *,
+    encoder_type: Callable | None = None,
+    decoder_type: Callable | None = None,
+    omit: Sequence[str] = (),
 ) -> tuple[SamGuide, LoadReport]:
     """Assemble a guide: parts, official weights, positions resized once, tuning, freezing.
 
@@ -65,6 +71,9 @@ def build_sam_guide(
         train: ``all`` trains SAM whole, ``tuned`` only what tuning added and the prompt generator; ``auto`` is
             ``tuned`` for loaded and ``all`` for random weights. What no forward reaches is frozen in every case.
         checkpointing: recompute encoder blocks in the backward pass, to save memory.
+        pixel_mean, pixel_std: per channel, for pixel values 0..255; SAM's.
+        encoder_type, decoder_type: called in the place of the variant's own, with the same arguments.
+        omit: regular expressions of the checkpoint's keys that are not to be loaded.
     Returns:
         The guide, and what became of every tensor of the checkpoint.
     Raises:
@@ -74,8 +83,8 @@ def build_sam_guide(
     if train not in TRAIN:
         raise ValueError(f"train is {train!r}; allowed: {', '.join(TRAIN)}")
     entry = dict(_lookup("variant", VARIANTS, variant))
-    encoder_type = _lookup("encoder", ENCODERS, entry.pop("encoder", "sam_vit"))
-    decoder_type = _lookup("mask decoder", MASK_DECODERS, entry.pop("decoder", "sam"))
+    variants_encoder = _lookup("encoder", ENCODERS, entry.pop("encoder", "sam_vit"))
+    variants_decoder = _lookup("mask decoder", MASK_DECODERS, entry.pop("decoder", "sam"))
 
     prompt = dict(prompt or {})
     prompt_name = prompt.pop("name", "learned")
@@ -86,20 +95,27 @@ def build_sam_guide(
             "sparse, dense and mask_prompt are all off: every class would get the same logits; switch one of them on"
         )
 
-    encoder = encoder_type(image_size=image_size, checkpointing=checkpointing, **entry)
+    encoder = (encoder_type or variants_encoder)(image_size=image_size, checkpointing=checkpointing, **entry)
     grid = image_size // PATCH_SIZE
     prompt_encoder = PromptEncoder(
         embed_dim=256, image_embedding_size=(grid, grid), input_image_size=(image_size, image_size), mask_in_chans=16
     )
-    guide = SamGuide(encoder, prompt_encoder, decoder_type(), prompt_generator, num_classes, mask_prompt=mask_prompt)
+    decoder = (decoder_type or variants_decoder)()
+    guide = SamGuide(
+        encoder, prompt_encoder, decoder, prompt_generator, num_classes, pixel_mean, pixel_std, mask_prompt=mask_prompt
+    )
 
-    report = LoadReport() if weights is None else load_official(guide, weights)
+    report = LoadReport() if weights is None else load_official(guide, weights, omit)
     if tuning is not None:
         options = dict(tuning)
         name = options.pop("name", None)
         _call("tuning", TUNINGS, name, guide.image_encoder, guide.mask_decoder, **options)
     from_file = {*report.loaded, *report.resized}
-    report.declared_new = [key for key in guide.state_dict() if key not in from_file]
+    report.declared_new = [
+        key
+        for key in guide.state_dict()
+        if key not in from_file and not (weights is not None and is_omitted(key, omit))
+    ]
 
     if train == "tuned" or (train == "auto" and weights is not None):
         freeze_untuned(guide)

@@ -1,7 +1,7 @@
 """Official SAM weights: read, resized once to the model's positions, loaded, and accounted for key by key."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class LoadReport:
         missing: the model has them, the file has not.
         unexpected: the file has them, the model has not.
         declared_new: keys that no official file holds: adapters and prompt generator.
+        omitted: keys that the caller asked not to load, whether the model has them or not.
     """
 
     path: Path | None = None
@@ -39,6 +40,7 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     declared_new: list[str] = field(default_factory=list)
+    omitted: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         if self.path is None:
@@ -49,6 +51,7 @@ class LoadReport:
             ("new here", len(self.declared_new), _first(sorted({_part(key) for key in self.declared_new}), 4)),
             ("missing", len(self.missing), _first(self.missing)),
             ("unexpected", len(self.unexpected), _first(self.unexpected)),
+            *([("left out, as asked", len(self.omitted), _first(self.omitted))] if self.omitted else []),
         ]
         lines = [f"  {name:<18} {count:>5}  {detail}".rstrip() for name, count, detail in rows]
         return "\n".join([f"SAM weights: {self.path.name}", *lines])
@@ -63,7 +66,14 @@ def is_declared_new(key: str) -> bool:
     return key.startswith("prompt_generator.") or ".adapters." in key
 
 
-def load_official(guide_or_parts: nn.Module | Mapping[str, nn.Module], path: str | Path) -> LoadReport:
+def is_omitted(key: str, omit: Sequence[str]) -> bool:
+    """Whether one of the regular expressions finds itself in the key."""
+    return any(re.search(pattern, key) for pattern in omit)
+
+
+def load_official(
+    guide_or_parts: nn.Module | Mapping[str, nn.Module], path: str | Path, omit: Sequence[str] = ()
+) -> LoadReport:
     """Load a file of segment-anything's format into a guide, or into parts named as in segment-anything, in place.
 
     Only ``pos_embed`` (bicubic over the grid) and relative positions (linear along their length, as segment-anything
@@ -72,6 +82,7 @@ def load_official(guide_or_parts: nn.Module | Mapping[str, nn.Module], path: str
     Args:
         guide_or_parts: a SamGuide, or ``{"image_encoder": ..., "prompt_encoder": ..., "mask_decoder": ...}``.
         path: a bare state dict, or one under ``model`` or ``state_dict``.
+        omit: regular expressions of keys to leave out: they stay as they are in the model, if it has them at all.
     Returns:
         The report; nothing is missing or unexpected in it.
     Raises:
@@ -93,6 +104,9 @@ def load_official(guide_or_parts: nn.Module | Mapping[str, nn.Module], path: str
     ready: dict[str, Tensor] = {}
     mismatched: list[str] = []
     for key, tensor in state.items():
+        if is_omitted(key, omit):
+            report.omitted.append(key)
+            continue
         if key not in own:
             report.unexpected.append(key)
             continue
@@ -105,7 +119,7 @@ def load_official(guide_or_parts: nn.Module | Mapping[str, nn.Module], path: str
             report.resized[key] = (old, new)
         else:
             mismatched.append(f"{key} {_shape(old)} -> {_shape(new)}")
-    report.missing = [key for key in own if key not in state and not is_declared_new(key)]
+    report.missing = [key for key in own if key not in state and not is_declared_new(key) and not is_omitted(key, omit)]
 
     problems = [("missing", report.missing), ("unexpected", report.unexpected), ("of another shape", mismatched)]
     if any(keys for _, keys in problems):
@@ -118,24 +132,32 @@ def load_official(guide_or_parts: nn.Module | Mapping[str, nn.Module], path: str
     return report
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint file by key, on the CPU.
+def read_state_dict(path: str | Path, what: str = "SAM weights", advice: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a checkpoint file by key, on the CPU. Never runs code from the file.
 
+    Args:
+        path: a bare state dict, or one under ``model`` or ``state_dict``.
+        what: the file should be, for messages.
+        advice: where to get it; where SAM's official files are if None.
     Raises:
         NotFoundError: no such file.
         CheckpointError: not a checkpoint of tensors; says what the file seems to be.
     """
     path = Path(path)
+    advice = _where_to_get() if advice is None else advice
     if not path.exists():
-        raise NotFoundError(f"SAM weights not found: {path}", hint=_where_to_get())
+        raise NotFoundError(f"{what} not found: {path}", hint=advice)
     if not path.is_file():
         raise CheckpointError(f"{path} is a folder, not a checkpoint file", hint="Give the path of the .pth file.")
-    with path.open("rb") as file:
-        head = file.read(512).lstrip().lower()
+    try:
+        with path.open("rb") as file:
+            head = file.read(512).lstrip().lower()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if not head:
-        raise CheckpointError(f"{path} is an empty file", hint=f"The download stopped early. {_where_to_get()}")
+        raise CheckpointError(f"{path} is an empty file", hint=f"The download stopped early. {advice}")
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(f"{path} is a web page (HTML), not a checkpoint", hint=_where_to_get())
+        raise CheckpointError(f"{path} is a web page (HTML), not a checkpoint", hint=advice)
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself", hint="Fetch it with git lfs pull.")
     try:
@@ -144,9 +166,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         Exception
     ) as error:  # torch.load raises whatever its readers raise: Unpickling-, Runtime-, EOF-, KeyError, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "Weights only load failed" in reason:  # torch goes on to advise running whatever code the file holds
+            reason = "it is no file of plain tensors"
         raise CheckpointError(
             f"{path} cannot be read as a PyTorch checkpoint of tensors: {reason}",
-            hint=f"It may be cut off, or not a checkpoint at all. {_where_to_get()}",
+            hint=f"It may be cut off, or not a checkpoint at all. {advice}",
         ) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
