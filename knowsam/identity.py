@@ -45,6 +45,7 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 def config_changes(old_yaml: str, config: Config) -> list[str]:
     """``key: old -> new`` for every setting that differs and matters for training."""
     old, new = flat_config(old_yaml), flat_config(to_yaml(config))
+    old.setdefault("published_code", False)  # runs that were begun before there was such a choice
     keys = [key for key in {**old, **new} if key not in COSMETIC and old.get(key) != new.get(key)]
     return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys]
 

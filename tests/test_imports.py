@@ -39,6 +39,7 @@ ALLOWED = {
     "cli": (
         (
             "build",
+            "compat",
             "components",
             "config",
             "data",
@@ -133,6 +134,7 @@ def test_the_test_sees_imports(tmp_path):
         ["evaluate", "--help"],
         ["sweep", "--help"],
         ["compare", "--help"],
+        ["convert", "--help"],
         ["train", "EXPERIMENT", "--print-config"],
     ],
 )

@@ -77,7 +77,10 @@ def evaluate_run(folder: str, args: argparse.Namespace):
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit this version of the networks: {error}") from error
     method.to(device)
-    say(f"{run}: checkpoint {path.name} of step {state['step']}" + (", chosen on val" if path == run.best else ""))
+    if state["step"] is None:
+        say(f"{run}: checkpoint {path.name}, converted; see converted.txt for what is not known of it")
+    else:
+        say(f"{run}: checkpoint {path.name} of step {state['step']}" + (", chosen on val" if path == run.best else ""))
     outputs = args.outputs.split(",") if args.outputs else method.outputs()
     unknown = sorted(set(outputs) - set(method.outputs()))
     if unknown:
@@ -103,14 +106,16 @@ def evaluate_run(folder: str, args: argparse.Namespace):
     return evaluation
 
 
-def _origin(path: Path, state: Mapping[str, Any], deployed: str) -> dict[str, Any]:
-    """What the scores say of the checkpoint they belong to.
+def _origin(path: Path, state: Mapping[str, Any], deployed: str) -> dict[str, Any] | None:
+    """What the scores say of the checkpoint they belong to; None for a converted one, of which nothing is known.
 
     Args:
         path: ``best.pt`` or ``last.pt``.
         state: its content.
         deployed: name of the output whose validation Dice chooses ``best.pt``.
     """
+    if state["step"] is None:
+        return None
     if path.name != "best.pt":
         return {"file": path.name, "step": state["step"], "chosen_by": "last step", "split": None, "value": None}
     by = f"validation Dice of {deployed}, mean over classes"
