@@ -1,7 +1,6 @@
 """The published code's form of KnowSAM's terms."""
 
-from collections.abc import Callable, Container
-from functools import partial
+from collections.abc import Container
 from typing import Any
 
 from torch import Tensor
@@ -14,29 +13,24 @@ from knowsam.compat.losses import (
 )
 from knowsam.compat.schedules import stairs_rampup
 from knowsam.losses import consistency_loss
-from knowsam.methods.knowsam import Formulas
+from knowsam.methods.knowsam import Formulas, Loss
 
 
-def consistency_terms(
-    first: Tensor, second: Tensor, *, loss: Callable[[Tensor, Tensor], Tensor], swapped: bool
-) -> tuple[Tensor, Tensor]:
-    """Both students' consistency.
+def swapped(loss: Loss) -> Loss:
+    """The loss with prediction and target exchanged: a constant, as the other student's logits are no one's to move."""
 
-    Args:
-        first, second: logits (B, K, S, S).
-        loss: prediction with gradient and constant target -> scalar.
-        swapped: the second student's logits stand as target in its own term too, so that term is a constant.
-    """
-    return loss(first, second), loss(first.detach(), second) if swapped else loss(second, first)
+    def exchanged(logits: Tensor, other_logits: Tensor) -> Tensor:
+        return loss(other_logits.detach(), logits)
+
+    return exchanged
 
 
 def formulas(rows: Container[str]) -> Formulas:
     """KnowSAM's terms with the chosen rows of the published code."""
     exchanged: dict[str, Any] = {}
-    last_class, swapped = "consistency_last_class" in rows, "consistency_swapped" in rows
-    if last_class or swapped:
-        loss = last_class_consistency_loss if last_class else consistency_loss
-        exchanged["consistency"] = partial(consistency_terms, loss=loss, swapped=swapped)
+    if "consistency_last_class" in rows or "consistency_swapped" in rows:
+        loss = last_class_consistency_loss if "consistency_last_class" in rows else consistency_loss
+        exchanged["consistency"] = (loss, swapped(loss) if "consistency_swapped" in rows else loss)
     for row, name, formula in (
         ("distillation_width_two", "distillation", width_two_distillation_loss),
         ("entropy_log_two", "entropy", log_two_entropy_loss),

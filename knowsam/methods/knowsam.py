@@ -15,10 +15,8 @@ from knowsam.mixing import cells_to_mask, paste, select_cells
 from knowsam.models.students import DeployedStudents, Students
 from knowsam.schedules import sigmoid_rampup
 
-
-def mutual_consistency_loss(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """What each of two students' logits (B, K, S, S) has to learn from the other's: two scalars, nats."""
-    return consistency_loss(first, second), consistency_loss(second, first)
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Logits (B, K, S, S) that learn, logits of the same shape that they learn from -> scalar."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +24,14 @@ class Formulas:
     """What KnowSAM's terms are computed with, for whoever wants to compare with other forms of them.
 
     Attributes:
-        consistency: both students' logits -> each one's term.
+        consistency: the first and the second student's, from its own logits and the other's.
         distillation: student's and SAM's logits, ``temperature``, ``valid`` -> scalar.
         entropy: logits -> scalar, the students' entropy term.
         uncertainty: fused logits -> (B, S, S), by which cells are chosen for mixing.
         consistency_rampup: step and length of the ramp, in steps -> factor of the consistency.
     """
 
-    consistency: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = mutual_consistency_loss
+    consistency: tuple[Loss, Loss] = (consistency_loss, consistency_loss)
     distillation: Callable[..., Tensor] = sam_distillation_loss
     entropy: Callable[[Tensor], Tensor] = entropy_loss
     uncertainty: Callable[[Tensor], Tensor] = entropy_map
@@ -162,13 +160,12 @@ class KnowSAM(SSLMethod):
 
         skd = self.skd_weight * sigmoid_rampup(step, self.skd_rampup_steps)
         consistency = self.consistency_weight * self.formulas.consistency_rampup(step, self.consistency_rampup_steps)
-        agreement = self._agreement(logits)
         labelled = len(batch.mask)
         losses = {
             "sam": segmentation_loss(sam_logits[:labelled], batch.mask),
             "seg_fusion": segmentation_loss(logits["fusion"][:labelled], batch.mask),
         }
-        for name in self.students.names:
+        for name, other, agree in self._pairs():
             losses[f"seg_{name}"] = 0.5 * segmentation_loss(logits[name][:labelled], batch.mask)
             losses[f"skd_{name}"] = (0.5 * skd) * self.formulas.distillation(
                 logits[name],
@@ -177,7 +174,7 @@ class KnowSAM(SSLMethod):
                 valid=confidence >= self.skd_confidence_threshold,
             )
             losses[f"entropy_{name}"] = 0.5 * self.entropy_weight * self.formulas.entropy(logits[name])
-            losses[f"consistency_{name}"] = 0.5 * consistency * agreement[name]
+            losses[f"consistency_{name}"] = 0.5 * consistency * agree(logits[name], logits[other])
         if step > self.mix_from_step:
             uncertainty = self.formulas.uncertainty(logits["fusion"].detach())  # (L + U, S, S)
             mixed = self._mix(images, batch.mask, uncertainty, sam_label, confidence, consistency)
@@ -193,10 +190,10 @@ class KnowSAM(SSLMethod):
         predictions = {name: Prediction(images, x, batch.mask, name != "fusion") for name, x in logits.items()}
         return StepOutput(losses, predictions, monitors)
 
-    def _agreement(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each student's consistency with the other, before any weight."""
-        first, second = self.students.names
-        return dict(zip((first, second), self.formulas.consistency(logits[first], logits[second]), strict=True))
+    def _pairs(self) -> tuple[tuple[str, str, Loss], tuple[str, str, Loss]]:
+        """Each student, the other one, and the consistency loss between them."""
+        (first, second), (of_first, of_second) = self.students.names, self.formulas.consistency
+        return (first, second, of_first), (second, first, of_second)
 
     def _mix(
         self, images: Tensor, mask: Tensor, uncertainty: Tensor, sam_label: Tensor, confidence: Tensor, weight: float
@@ -220,14 +217,13 @@ class KnowSAM(SSLMethod):
 
         logits = self.students(mixed)
         fused_label = logits["fusion"].detach().argmax(1)
-        agreement = self._agreement(logits)
         losses = {"mix_seg_fusion": segmentation_loss(logits["fusion"], mixed_label, valid=sure)}
-        for name in self.students.names:
+        for name, other, agree in self._pairs():
             x = logits[name]
             losses[f"mix_seg_{name}"] = 0.5 * segmentation_loss(x, mixed_label, valid=sure)
             losses[f"mix_entropy_{name}"] = 0.5 * self.entropy_weight * self.formulas.entropy(x)
             losses[f"mix_consistency_{name}"] = (0.5 * weight) * (
-                agreement[name] + segmentation_loss(x[labelled:], fused_label[labelled:])
+                agree(x, logits[other]) + segmentation_loss(x[labelled:], fused_label[labelled:])
             )
         return losses
 

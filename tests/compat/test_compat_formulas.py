@@ -67,19 +67,25 @@ def test_consistency_is_clamped_and_has_no_gradient_there(logit, clamped):
     assert prediction.grad.abs().max() == 0
 
 
+def consistency_terms(rows, first, second):
+    """Each student's term."""
+    of_first, of_second = formulas(rows).consistency
+    return of_first(first, second), of_second(second, first)
+
+
 @every_k
 def test_swapped_consistency_trains_the_first_student_alone(num_classes):
     first, second = logits(num_classes, 0).requires_grad_(), logits(num_classes, 1).requires_grad_()
-    one, two = formulas(tuple(ROWS)).consistency(first, second)
+    one, two = consistency_terms(tuple(ROWS), first, second)
     assert one.item() == pytest.approx(two.item(), rel=1e-6)  # same prediction, same target
     assert not two.requires_grad
     gradients = torch.autograd.grad(one, (first, second), allow_unused=True)
     assert gradients[0].abs().sum() > 0 and gradients[1] is None
 
-    one, two = formulas(("consistency_swapped",)).consistency(first, second)
+    one, two = consistency_terms(("consistency_swapped",), first, second)
     torch.testing.assert_close(two, consistency_loss(first, second))
     assert not two.requires_grad and one.requires_grad
-    one, two = formulas(("consistency_last_class",)).consistency(first, second)
+    one, two = consistency_terms(("consistency_last_class",), first, second)
     torch.testing.assert_close(two, last_class_consistency_loss(second, first))
     assert two.requires_grad
 
