@@ -150,7 +150,7 @@ def test_zero_initialised_adapters_change_nothing():
 def test_adapters_sit_where_they_should():
     """By hand: what each place sees, how often, and with what scale."""
     guide, _ = build_sam_guide("tiny", 64, 3, tuning={**ADAPTER, "ratio": 0.5, "scale": 0.25})
-    block = guide.image_encoder.blocks[0]  # a windowed block: one 14 x 14 window around 4 x 4 tokens
+    block = guide.image_encoder.blocks[0]  # a windowed block: no padding of the 4 x 4 tokens to 14 x 14 is computed
     serial, parallel = block.adapters["post_attention"], block.adapters["parallel_mlp"]
     assert (serial.skip, serial.scale, serial.fc1.out_features) == (True, 1.0, 48)
     assert (parallel.skip, parallel.scale) == (False, 0.25)
@@ -158,7 +158,7 @@ def test_adapters_sit_where_they_should():
     for module, shapes in seen.items():
         module.register_forward_hook(lambda m, args, out, shapes=shapes: shapes.append(tuple(args[0].shape)))
     guide(*inputs(2, 3, 64))
-    assert seen[serial] == [(2, 14, 14, 96)] and seen[parallel] == [(2, 4, 4, 96)]
+    assert seen[serial] == [(2, 4, 4, 96)] and seen[parallel] == [(2, 4, 4, 96)]
     assert seen[guide.image_encoder.blocks[1].adapters["post_attention"]] == [(2, 4, 4, 96)]
     tokens, image = (6, 7, 256), (6, 16, 256)
     for layer in guide.mask_decoder.transformer.layers:

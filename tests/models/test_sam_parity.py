@@ -13,7 +13,14 @@ from torch import nn
 
 import knowsam
 from knowsam.models.sam import VARIANTS, SamImageEncoder, SamMaskDecoder, build_sam_guide
-from knowsam.models.sam.official import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from knowsam.models.sam.official import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    TwoWayTransformer,
+    window_partition,
+    window_unpartition,
+)
 
 TOLERANCE = 1e-4
 
@@ -127,16 +134,31 @@ def test_guide_equals_official_parts(variant, image_size, batch):
     assert worst(guide(images, coarse), expected) < TOLERANCE
 
 
-def test_gradients_equal_official():
-    theirs = randomise(official_encoder(96, **VARIANTS["tiny"]))
-    ours = SamImageEncoder(image_size=96, **VARIANTS["tiny"])
+@pytest.mark.parametrize("image_size", [96, 240])  # one part of a window; a whole window and three parts of windows
+def test_gradients_equal_official(image_size):
+    theirs = randomise(official_encoder(image_size, **VARIANTS["tiny"]))
+    ours = SamImageEncoder(image_size=image_size, **VARIANTS["tiny"])
     ours.load_state_dict(theirs.state_dict())
-    images, weight = torch.randn(1, 3, 96, 96), torch.randn(1, 256, 6, 6)
+    images, weight = torch.randn(1, 3, image_size, image_size), torch.randn(1, 256, image_size // 16, image_size // 16)
     for model in (ours, theirs):
         (model(images) * weight).mean().backward()
     expected = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
         assert torch.allclose(parameter.grad, expected[name].grad, atol=1e-5, rtol=1e-3), name
+
+
+@pytest.mark.parametrize("use_rel_pos", [True, False])
+@pytest.mark.parametrize("image_size", [64, 256, 320])
+@torch.no_grad()
+def test_windows_without_padding_equal_padded_ones(image_size, use_rel_pos):
+    """Padding is one key here; segment-anything computes each place of it. A qkv hook acts on padding too."""
+    encoder = SamImageEncoder(image_size=image_size, use_rel_pos=use_rel_pos, **VARIANTS["tiny"])
+    block = randomise(encoder).blocks[0]
+    block.attn.attach("qkv", randomise(nn.Linear(96, 288), seed=1))  # with a bias, so that it moves padding
+    x = torch.randn(2, image_size // 16, image_size // 16, 96)
+    windows, padded = window_partition(x, 14)
+    expected = window_unpartition(block.attn(windows), 14, padded, x.shape[1:3])
+    assert worst(block.attn(x, 14), expected) < 1e-5
 
 
 def test_checkpointing_changes_nothing():

@@ -1,5 +1,6 @@
 """SAM's image encoder (ViT) for any image side, with named places where adapters attach."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from knowsam.models.sam.official import Attention, Block, ImageEncoderViT, window_partition, window_unpartition
+from knowsam.models.sam.official import Attention, Block, ImageEncoderViT
 
 PATCH_SIZE = 16
 
@@ -43,30 +44,143 @@ class SamAttention(Attention):
         """Attach ``module`` at ``hook``; ValueError if there is no such hook or it is taken."""
         attach(self, hook, module, self.HOOKS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, d) tokens -> (B, H, W, d); a window counts as an image."""
-        batch, height, width, _ = x.shape
-        qkv = self.qkv(x)  # (B, H, W, 3d)
-        if "qkv" in self.adapters:
-            qkv = qkv + self.adapters["qkv"](x)
-        qkv = qkv.reshape(batch, height * width, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, HW, c) each
-        out = self.attend(q, k, v, height, width)  # (B, heads, HW, c)
-        return self.proj(out.transpose(1, 2).reshape(batch, height, width, -1))
+    def forward(self, x: Tensor, window: int = 0) -> Tensor:
+        """Attention inside windows, or over the whole grid.
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, height: int, width: int) -> Tensor:
-        """softmax(scale q k^T + bias) v on (B, heads, HW, c)."""
-        bias = self.relative_bias(q, height, width) if self.use_rel_pos else None
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+        segment-anything pads the grid with zeros to whole windows. The padding takes part in its softmax: with logits
+        that depend on the place and with one value for all, the bias. Here the padding of a window is one more key
+        whose logit is the log of the sum over the places, which gives the same result without computing on padding:
+        at 256 px the grid has 256 tokens, its padded windows 784.
 
-    def relative_bias(self, q: Tensor, height: int, width: int) -> Tensor:
-        """What each query adds for a key's row and column distance: (B, heads, HW, HW)."""
-        grid = q.unflatten(2, (height, width))  # (B, heads, H, W, c)
-        rows = torch.einsum("bnhwc,hkc->bnhwk", grid, _by_distance(self.rel_pos_h, height))
-        columns = torch.einsum("bnhwc,wkc->bnhwk", grid, _by_distance(self.rel_pos_w, width))
-        bias = rows[..., :, None] + columns[..., None, :]  # (B, heads, H, W, H, W)
-        # the kernel wants queries and bias of one type; under autocast they need not be
-        return bias.flatten(4).flatten(2, 3).to(q.dtype)
+        Args:
+            x: tokens (B, H, W, d).
+            window: side of a window; 0 attends to the whole grid.
+        Returns:
+            (B, H, W, d).
+        """
+        batch, height, width, dim = x.shape
+        projected = self.project(x)  # (B, H, W, 3d)
+        if not window or (height == window and width == window):
+            return self.proj(self._attend_windows(projected, (height, width), (height, width), None))
+        out = x.new_empty(batch, height, width, dim, dtype=projected.dtype)
+        padding = self.project(x.new_zeros(1, 1, 1, dim)) if height % window or width % window else None
+        for rows in _bands(height, window):
+            for columns in _bands(width, window):
+                size = (min(window, rows.stop - rows.start), min(window, columns.stop - columns.start))
+                out[:, rows, columns] = self._attend_windows(
+                    projected[:, rows, columns], size, (window, window), padding
+                )
+        return self.proj(out)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(..., d) -> queries, keys and values (..., 3d)."""
+        qkv = self.qkv(x)
+        return qkv + self.adapters["qkv"](x) if "qkv" in self.adapters else qkv
+
+    def _attend_windows(
+        self, projected: Tensor, size: tuple[int, int], window: tuple[int, int], padding: Tensor | None
+    ) -> Tensor:
+        """Attention inside equal windows that fill a part of the grid.
+
+        Args:
+            projected: (B, m h, n w, 3d), of which h x w are the windows' real tokens.
+            size: h, w.
+            window: the padded size, which the relative positions are made for.
+            padding: query, key and value of a padding token (1, 1, 1, 3d).
+        Returns:
+            (B, m h, n w, d).
+        """
+        batch, (height, width) = len(projected), size
+        down, across = projected.shape[1] // height, projected.shape[2] // width
+        qkv = projected.view(batch, down, height, across, width, 3, self.num_heads, -1)
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, batch * down * across, self.num_heads, height * width, -1)
+        q, k, v = qkv.unbind(0)  # (N, heads, hw, c) each, N = B m n windows
+        extra = None
+        if size != window:
+            assert padding is not None, "part of a window is padding"
+            extra = padding.view(3, self.num_heads, 1, -1).unbind(0)[1:]  # key, value (heads, 1, c)
+        out = self.attend(q, k, v, size, window, extra)  # (N, heads, hw, c)
+        out = out.view(batch, down, across, self.num_heads, height, width, -1)
+        return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, down * height, across * width, -1)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        size: tuple[int, int],
+        window: tuple[int, int],
+        padding: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """softmax(scale q k^T + bias) v on (N, heads, hw, c), ``padding`` being key and value of a padding token.
+
+        What a query adds for a key's row and column enters as more channels of the dot product, so that no
+        (hw, hw) bias is made and torch's fused kernel serves with gradients: q' = (q, rows, columns), k' = (k, one-hot
+        of its row, one-hot of its column).
+        """
+        height, width = size
+        if self.use_rel_pos:
+            grid = q.unflatten(2, size)  # (N, heads, h, w, c)
+            rows = torch.einsum("bnhwc,hkc->bnhwk", grid, _by_distance(self.rel_pos_h, window[0])[:height])
+            columns = torch.einsum("bnhwc,wkc->bnhwk", grid, _by_distance(self.rel_pos_w, window[1])[:width])
+            rows, columns = rows.flatten(2, 3), columns.flatten(2, 3)  # (N, heads, hw, window)
+        if padding is not None:
+            padding_key, padding_value = padding
+            logit = self.scale * (q * padding_key).sum(-1, keepdim=True).float()  # (N, heads, hw, 1)
+            if self.use_rel_pos:
+                logit = logit + _log_sum_padding(rows.float(), columns.float(), height, width)[..., None]
+            else:
+                logit = logit + math.log(window[0] * window[1] - height * width)
+        parts_q, parts_k = [self.scale * q], [k]
+        if self.use_rel_pos:
+            parts_q += [rows[..., :height].to(q.dtype), columns[..., :width].to(q.dtype)]
+            places = _one_hot_places(height, width, q)  # (hw, h + w)
+            parts_k.append(places.expand(*k.shape[:2], -1, -1))
+        if padding is not None:
+            parts_q.append(logit.to(q.dtype))
+            parts_k.append(q.new_zeros(1).expand(*k.shape[:3], 1))
+        if len(parts_q) == 1:
+            return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        q, k = torch.cat(parts_q, -1), torch.cat(parts_k, -1)
+        if padding is not None:
+            own = q.new_zeros(q.shape[-1])
+            own[-1] = 1
+            k = torch.cat([k, own.expand(*k.shape[:2], 1, -1)], 2)
+            v = torch.cat([v, padding_value.to(v.dtype).expand(len(v), -1, -1, -1)], 2)
+        channels = v.shape[-1]
+        # the fused kernels want keys and values of one width
+        v = F.pad(v, (0, q.shape[-1] - channels))
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :channels]
+
+
+def _bands(length: int, window: int) -> list[slice]:
+    """The part of an axis that whole windows fill, and the rest; what is empty is left out."""
+    whole = length - length % window
+    return [band for band in (slice(0, whole), slice(whole, length)) if band.start < band.stop]
+
+
+def _one_hot_places(height: int, width: int, like: Tensor) -> Tensor:
+    """Row and column of each place, one-hot: (hw, h + w)."""
+    rows = torch.eye(height, dtype=like.dtype, device=like.device).repeat_interleave(width, 0)
+    columns = torch.eye(width, dtype=like.dtype, device=like.device).repeat(height, 1)
+    return torch.cat([rows, columns], 1)
+
+
+def _log_sum_padding(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+    """log of the sum of exp(row + column) over the places of a window that are padding.
+
+    Args:
+        rows: what each query adds for each row (..., H).
+        columns: likewise (..., W).
+        height, width: the first h rows and w columns are real; not all of both.
+    Returns:
+        (...).
+    """
+    below = torch.logsumexp(rows[..., height:], -1) + torch.logsumexp(columns, -1)  # empty: -inf
+    if width == columns.shape[-1]:
+        return below
+    beside = torch.logsumexp(rows[..., :height], -1) + torch.logsumexp(columns[..., width:], -1)
+    return beside if height == rows.shape[-1] else torch.logaddexp(below, beside)
 
 
 def _by_distance(table: Tensor, size: int) -> Tensor:
@@ -81,8 +195,8 @@ class SamBlock(Block):
     Each hook holds at most one module, in ``adapters`` under the hook's name:
 
     * ``pre_block``: x -> x, before everything, tokens (B, E, E, d)
-    * ``post_attention``: x -> x, on the projected attention output, before the residual; in a windowed block inside the
-      windows (B * windows, w, w, d)
+    * ``post_attention``: x -> x, token by token, on the projected attention output (B, E, E, d), before the
+      residual
     * ``parallel_mlp``: its output on norm2(x) is added beside the MLP's (any scale is the module's)
     * ``post_block``: x -> x, after everything
     """
@@ -120,13 +234,7 @@ class SamBlock(Block):
 
     def attention(self, x: Tensor) -> Tensor:
         """norm1, windows, attention, ``post_attention``, back to the grid: (B, E, E, d), without the residual."""
-        height, width = x.shape[1:3]
-        x = self.norm1(x)  # before the padding, as in segment-anything: the padded zeros are not normalised
-        if self.window_size == 0:
-            return self.adapt("post_attention", self.attn(x))
-        windows, padded = window_partition(x, self.window_size)  # (B * windows, w, w, d)
-        windows = self.adapt("post_attention", self.attn(windows))
-        return window_unpartition(windows, self.window_size, padded, (height, width))
+        return self.adapt("post_attention", self.attn(self.norm1(x), self.window_size))
 
 
 class SamImageEncoder(ImageEncoderViT):
