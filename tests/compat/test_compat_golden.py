@@ -123,7 +123,6 @@ def test_the_tables_name_rows():
     assert set(SEEN_IN_FORWARD) | set(SEEN_IN_FIRST_STEP) | set(SEEN_WITH_MORE_CLASSES) < set(ROWS)
 
 
-@pytest.mark.slow
 def test_six_steps(golden):
     """Losses of the six steps, mixing in the last two, and what the networks say after them."""
     config, method = golden.config(), golden.method()
