@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from knowsam import components
 from knowsam.compat.rows import problems, select
 from knowsam.errors import ConfigError, NotFoundError
+from knowsam.text import did_you_mean
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -514,12 +515,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def did_you_mean(word: str, known: Iterable[Any]) -> str:
-    """``; did you mean 'x'?`` for the nearest of the known words, or nothing."""
-    near = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _nearest_file(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -68,13 +67,8 @@ def split_hashes(config: Config) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 
-def experiment_key(config: Config, extra: Mapping[str, Any] | None = None) -> str:
-    """Ten hexadecimal digits that two runs share only if they train the same thing on the same lists.
-
-    Args:
-        config: resolved.
-        extra: more that must agree.
-    """
+def experiment_key(config: Config) -> str:
+    """Ten hexadecimal digits that two runs share only if they train the same thing on the same lists."""
     settings = {key: value for key, value in flat_config(config).items() if key not in COSMETIC}
-    text = json.dumps({"settings": settings, "splits": split_hashes(config), **(extra or {})}, sort_keys=True)
+    text = json.dumps({"settings": settings, "splits": split_hashes(config)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from knowsam.engine.log import say
     from knowsam.engine.runfolder import RunFolder
     from knowsam.errors import RunFolderError
+    from knowsam.files import write_text
 
     if RunFolder.exists(args.output):
         raise RunFolderError(f"{args.output} holds a run already", hint="Choose another folder with -o.")
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     run = RunFolder(args.output)
     contents = {"method": method.state_dict(), "step": None, "best": {}, "config": to_yaml(config)}
     save_checkpoint(run.best, contents, keep_previous=False)
-    run.write_text(run.path / "converted.txt", text + "\n")
+    write_text(run.path / "converted.txt", text + "\n")
     status = {"state": "complete", "step": None, "converted": [file.path.name for file in files]}
     run.write_json(run.status_file, status)
     run.describe(to_yaml(config), [], environment_fingerprint(), {"unknown": "converted from a published checkpoint"})

@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from knowsam.cli.arguments import positive
+
 if TYPE_CHECKING:
     from knowsam.sweep.spec import Sweep
 
@@ -26,17 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list the trials and what they will cost")
     parser.add_argument("--no-timing", action="store_true", help="with --dry-run: list only, time no step")
     parser.add_argument("--plan-only", action="store_true", help="write the plan and end; workers join with work")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="trials at a time, instead of launcher.workers")
+    parser.add_argument("--workers", type=positive, metavar="N", help="trials at a time, instead of launcher.workers")
     parser.add_argument("--launcher", choices=("local", "slurm", "ray"), help="instead of launcher.name")
     parser.add_argument("--retry-failed", action="store_true", help="give failed trials one more try")
-    parser.add_argument("--trials", type=_positive, metavar="N", help="with work: end after so many")
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return value
+    parser.add_argument("--trials", type=positive, metavar="N", help="with work: end after so many")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,10 +87,11 @@ def _run(sweep: "Sweep", retry_failed: bool, plan_only: bool) -> int:
 
 
 def _work(folder: str, trials: int | None) -> int:
+    from knowsam.signals import StopSignal
     from knowsam.sweep.store import Store
-    from knowsam.sweep.worker import Stop, work
+    from knowsam.sweep.worker import work
 
-    with Stop() as stop:
+    with StopSignal() as stop:
         work(folder, max_trials=trials, stop=stop, say=lambda line: print(line, flush=True))
         Store(folder).export()
     return 75 if stop.name else 0
@@ -106,7 +102,8 @@ def _status(folder: str) -> int:
     from rich.table import Table
 
     from knowsam.sweep.store import Store
-    from knowsam.sweep.words import duration, summary
+    from knowsam.sweep.words import summary
+    from knowsam.text import duration
 
     store = Store(folder)
     table = Table(box=None, pad_edge=False)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from knowsam.errors import KnowsamError
 from knowsam.sweep.spec import Search, Sweep, first_point, resolve
-from knowsam.sweep.words import duration
+from knowsam.text import duration
 
 if TYPE_CHECKING:
     from knowsam.config import Config

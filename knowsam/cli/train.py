@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from knowsam.cli.arguments import positive
 from knowsam.config import Config, load_config, to_yaml
 from knowsam.identity import config_changes
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="build all, run one batch, show shapes and parameters")
     parser.add_argument(
         "--overfit-one-batch",
-        type=_positive,
+        type=positive,
         nargs="?",
         const=200,
         metavar="STEPS",
@@ -41,14 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluate", action="store_true", help="score the finished run on test, as knowsam evaluate does"
     )
-    parser.add_argument("--stop-at", type=_positive, metavar="STEP", help="end after this step as if interrupted")
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return value
+    parser.add_argument("--stop-at", type=positive, metavar="STEP", help="end after this step as if interrupted")
 
 
 def run(args: argparse.Namespace) -> int:

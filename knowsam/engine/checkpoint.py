@@ -1,15 +1,12 @@
 """Checkpoints that are either the new one or the old one, whatever happens while they are written."""
 
-import errno
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +16,8 @@ from torch import Tensor, nn
 import knowsam
 from knowsam.engine import distributed
 from knowsam.engine.log import warn
-from knowsam.errors import CheckpointError, NotFoundError, NumericError, StorageError
+from knowsam.errors import CheckpointError, NotFoundError, NumericError
+from knowsam.files import write_atomically
 
 SCHEMA_VERSION = 1
 """Layout of the saved dictionary; raised by one whenever an older program could not read it."""
@@ -109,50 +107,6 @@ def check_state(state: Any) -> None:
         TypeError: names the place, for example ``state['best']['dice']: numpy.float64``.
     """
     _check_state(state, "state")
-
-
-def write_atomically(
-    path: Path, write: Callable[[BinaryIO], Any], *, need: int = 0, before_rename: Callable[[], None] | None = None
-) -> None:
-    """Replace ``path`` by what ``write`` puts into the file it is given, durably and all or nothing.
-
-    Args:
-        path: the file; its folder exists. One process at a time may write it.
-        write: called with a binary file, open for writing.
-        need: bytes about to be written, for the error text.
-        before_rename: called when the new content is safe on the disk and ``path`` still is the old one.
-    Raises:
-        StorageError: the disk is full or a write failed. The temporary file is removed, the old file is untouched.
-    """
-    # A fixed name, so that what a killed process left is overwritten by the next one and never piles up.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if before_rename is not None:
-            before_rename()
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise storage_error(path, error, need) from error
-        raise
-
-
-def storage_error(path: Path, error: OSError, need: int = 0) -> StorageError:
-    """A StorageError that says what failed, how many bytes were needed and how many are free."""
-    message = f"cannot write {path}: {error.strerror or error}"
-    if need:
-        message += f"; needs {_size(need)}"
-    with suppress(OSError):
-        message += f"; {_size(shutil.disk_usage(path.parent).free)} free"
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    hint = "Free some space and start the same command again." if full else "Check the disk and who may write there."
-    return StorageError(message, hint=hint)
 
 
 def environment_fingerprint(device: torch.device | None = None) -> dict[str, str]:
@@ -296,17 +250,6 @@ def _second_name(path: Path, second: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
-            raise
-    finally:
-        os.close(handle)
-
-
 def _check_state(value: Any, place: str) -> None:
     kind = type(value)  # exact: numpy.float64 is a float, but does not load again
     if kind in (dict, OrderedDict):
@@ -349,10 +292,6 @@ def _check_finite(state: dict[str, Any]) -> None:
             f"{', '.join(bad[:5])}{more}",
             hint="The checkpoint before it is still valid; lower the learning rate or use float32.",
         )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _git(*words: str) -> str | None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from knowsam.engine.distributed import is_main
+from knowsam.files import write_atomically
+from knowsam.text import duration
 
 _BUFFERED_LINES = 10_000
 
@@ -26,16 +28,6 @@ def warn(message: str, *, every_rank: bool = False) -> None:
     """Print ``warning: ...`` on stderr; on rank 0 only unless ``every_rank``."""
     if every_rank or is_main():
         _print(f"warning: {message}", sys.stderr)
-
-
-def duration(seconds: float) -> str:
-    """``0:04:09``, or ``2d 03:04:09``; ``--`` for what is not known (NaN, infinite, negative)."""
-    if not math.isfinite(seconds) or seconds < 0:
-        return "--"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    return f"{days}d {hour:02d}:{minute:02d}:{second:02d}" if days else f"{hour}:{minute:02d}:{second:02d}"
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -84,8 +76,6 @@ class MetricsLog:
         """
         if not is_main():
             return
-        from knowsam.engine.checkpoint import write_atomically  # it speaks through this module
-
         self._close_file()
         if self.path.exists():
             kept = b"".join(line for record, line in _records(self.path.read_bytes()) if record["step"] <= step)

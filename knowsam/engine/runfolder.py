@@ -12,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from knowsam.engine.checkpoint import git_diff, write_atomically
+from knowsam.engine.checkpoint import git_diff
 from knowsam.engine.distributed import is_main, rank
 from knowsam.engine.log import warn
 from knowsam.errors import NotFoundError, RunFolderError
+from knowsam.files import write_text
 
 _OURS = {".lock", "config.yaml", "overrides.txt", "environment.json", "splits.json", "metrics.jsonl", "status.json"}
 
@@ -125,13 +126,13 @@ class RunFolder:
         Raises:
             StorageError: a write failed.
         """
-        self.write_text(self.overrides, "".join(f"{word}\n" for word in overrides))
+        write_text(self.overrides, "".join(f"{word}\n" for word in overrides))
         self.write_json(self.environment, dict(environment))
         self.write_json(self.splits, dict(splits))
         diff = git_diff()
         if diff:
-            self.write_text(self.diff, diff)
-        self.write_text(self.config, config)  # last: it makes the folder a run
+            write_text(self.diff, diff)
+        write_text(self.config, config)  # last: it makes the folder a run
 
     def status(self, state: str, step: int, **more: Any) -> None:
         """Replace ``status.json``. Information only: a write that fails is a warning, never the end of a training.
@@ -165,15 +166,9 @@ class RunFolder:
         return name
 
     @staticmethod
-    def write_text(path: Path, text: str) -> None:
-        """Replace a file, all or nothing. Raises StorageError."""
-        data = text.encode()
-        write_atomically(path, lambda file: file.write(data), need=len(data))
-
-    @classmethod
-    def write_json(cls, path: Path, value: Any) -> None:
+    def write_json(path: Path, value: Any) -> None:
         """Replace a JSON file, all or nothing. Raises StorageError."""
-        cls.write_text(path, json.dumps(value, indent=2) + "\n")
+        write_text(path, json.dumps(value, indent=2) + "\n")
 
     @staticmethod
     def read_json(path: Path) -> dict[str, Any]:

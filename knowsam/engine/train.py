@@ -1,7 +1,6 @@
 """The training loop: read once from top to bottom. It knows the method's contract and nothing of any method."""
 
 import contextlib
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from knowsam.engine.optim import ScheduledOptimizer
 from knowsam.engine.runfolder import RunFolder
 from knowsam.errors import DataError, KnowsamError, NumericError
 from knowsam.methods.base import SSLMethod
+from knowsam.signals import StopSignal
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -151,7 +151,7 @@ def train(
     loader = streams.loader(first, last, workers=workers, pin_memory=rank.device.type == "cuda")
     batches = zip(range(first, last), loader, strict=True)
     progress = Progress(max_steps, start_step=state.step, log_every=log_every)
-    stop = _StopSignal()
+    stop = StopSignal()
     try:
         with log, progress, stop:
             while state.step < max_steps:
@@ -276,27 +276,3 @@ def _refuse_non_finite(
         f"step {step}: not finite: {', '.join(bad)}; nothing was updated with it. The batch is listed in {name}",
         hint="Lower optim.*.lr, set train.clip_norm, or use train.precision=fp32 or bf16.",
     )
-
-
-class _StopSignal:
-    """While entered, SIGTERM, SIGUSR1 and the first Ctrl-C only set ``name``; a second Ctrl-C ends at once."""
-
-    def __init__(self) -> None:
-        self.name = ""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopSignal":
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            # Only the main thread may set handlers; elsewhere (a test, a notebook's worker) signals stay as they are.
-            with contextlib.suppress(ValueError):
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: object) -> None:
-        if self.name and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from knowsam.engine.evaluate import MEAN
-from knowsam.engine.runfolder import RunFolder
 from knowsam.errors import StorageError
+from knowsam.files import write_text
 from knowsam.report import plots, tables
 from knowsam.report.comparison import Comparison, TableSet
 from knowsam.report.markup import markdown_text, to_csv, to_latex, to_markdown
@@ -46,7 +46,7 @@ def write(comparison: Comparison, folder: str | os.PathLike) -> list[Path]:
             f"cannot make {folder}: {error.strerror or error}", hint="Choose another with -o."
         ) from error
     for name, text in texts.items():
-        RunFolder.write_text(folder / name, text)
+        write_text(folder / name, text)
     return [folder / name for name in texts]
 
 

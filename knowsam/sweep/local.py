@@ -7,8 +7,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from knowsam.signals import StopSignal
 from knowsam.sweep.store import Store
-from knowsam.sweep.worker import Stop, child_environment, die_with
+from knowsam.sweep.worker import child_environment, die_with
 
 RESTARTS = 3
 """How often, per worker, one that was killed is replaced."""
@@ -26,7 +27,7 @@ def launch(store: Store, options: dict[str, Any]) -> None:
     environments = [environment(i, workers, options) for i in range(workers)]
     restarts = RESTARTS * workers
     rounds = RESTARTS
-    with Stop() as stop:
+    with StopSignal() as stop:
         running: dict[int, subprocess.Popen] = {}
         ended: set[int] = set()
         while not stop.name:
@@ -52,7 +53,7 @@ def launch(store: Store, options: dict[str, Any]) -> None:
             process.wait()
 
 
-def wait_for_orphans(store: Store, stop: Stop, seconds: float = 60.0) -> bool:
+def wait_for_orphans(store: Store, stop: StopSignal, seconds: float = 60.0) -> bool:
     """True when trials are left to be claimed: a killed worker's, once their processes have saved and ended."""
     deadline = time.monotonic() + seconds
     while store.left() and store.held() and not stop.name and time.monotonic() < deadline:
@@ -80,7 +81,7 @@ def _start(store: Store, variables: dict[str, str], cores: set[int] | None) -> s
 
 def environment(index: int, workers: int, options: dict[str, Any]) -> tuple[dict[str, str], set[int] | None]:
     """Environment and cores of worker ``index``; no cores are bound where they would have to be shared."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = available_cores()
     threads = options.get("threads") or max(1, len(cores) // workers)
     variables = child_environment(threads)
     gpus = visible_gpus()
@@ -92,6 +93,11 @@ def environment(index: int, workers: int, options: dict[str, Any]) -> tuple[dict
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + per_trial])
     bound = set(cores[index * threads : (index + 1) * threads]) if workers * threads <= len(cores) else None
     return variables, bound
+
+
+def available_cores() -> list[int]:
+    """Numbers of the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def visible_gpus() -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from knowsam.errors import ConfigError, KnowsamError, StorageError
-from knowsam.sweep.local import RESTARTS, wait_for_orphans
+from knowsam.signals import StopSignal
+from knowsam.sweep.local import RESTARTS, available_cores, wait_for_orphans
 from knowsam.sweep.locks import FileLock
 from knowsam.sweep.store import Store
-from knowsam.sweep.worker import Stop, child_environment, work
+from knowsam.sweep.worker import child_environment, work
 
 OBJECT_STORE = 80 * 2**20
 """Bytes of shared memory of a Ray of our own; nothing is ever put there, and this is the least that Ray takes."""
@@ -28,7 +29,7 @@ SETTINGS = {
 }
 
 
-class StopFile(Stop):
+class StopFile(StopSignal):
     """Asks for a file instead of listening for signals, as the driver and the trials may be on different machines."""
 
     def __init__(self, path: Path):
@@ -74,7 +75,7 @@ def launch(store: Store, options: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder))
     try:
-        with Stop() as stop:
+        with StopSignal() as stop:
             rounds = RESTARTS
             while store.left() and not stop.name:
                 _run_slots(store, options, stop, scratch)
@@ -99,7 +100,7 @@ def _start(options: dict[str, Any]) -> None:
     init: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         os.environ |= variables  # Ray's processes inherit them
-        cores, wanted = _cores(), options.get("workers", 1) * _threads(options)
+        cores, wanted = len(available_cores()), options.get("workers", 1) * _threads(options)
         # Ray counts cores instead of binding to them: more threads than cores is the user's choice, as in local.
         init |= {"address": "local", "num_cpus": max(cores, wanted), "include_dashboard": False}
         init |= {"object_store_memory": OBJECT_STORE}
@@ -112,17 +113,13 @@ def _start(options: dict[str, Any]) -> None:
         raise ConfigError(f"launcher ray: {error}", hint=hint) from error
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _threads(options: dict[str, Any]) -> int:
     """Of a trial; on a machine of our own the cores are shared evenly, as by the local launcher."""
     alone = options.get("address") is None
-    return options.get("threads") or (max(1, _cores() // options.get("workers", 1)) if alone else 1)
+    return options.get("threads") or (max(1, len(available_cores()) // options.get("workers", 1)) if alone else 1)
 
 
-def _run_slots(store: Store, options: dict[str, Any], stop: Stop, scratch: Path) -> None:
+def _run_slots(store: Store, options: dict[str, Any], stop: StopSignal, scratch: Path) -> None:
     """One run of Tune: slots until one of them finds nothing to do, or ``stop``."""
     import ray
     from ray import tune

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knowsam.config import did_you_mean
 from knowsam.errors import ConfigError, StorageError
+from knowsam.signals import StopSignal
 from knowsam.sweep.locks import FileLock
 from knowsam.sweep.store import FINISHED, Store
 from knowsam.sweep.words import trial_line
-from knowsam.sweep.worker import GRACE, INTERRUPTED, Stop, child_environment, die_with
+from knowsam.sweep.worker import GRACE, INTERRUPTED, child_environment, die_with
+from knowsam.text import did_you_mean
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -137,7 +138,7 @@ def launch(store: Store, options: dict[str, Any]) -> None:
             ids = _submit(executor, WorkerJob(str(store.folder.absolute()), per_job, options.get("threads")),
                           wanted - len(before))  # fmt: skip
             print(f"submitted: {_numbers(ids)} ({len(ids)} jobs); their output: {folder}", flush=True)
-    with Stop() as stop:
+    with StopSignal() as stop:
         _wait(store, stop, lambda: active(folder, cluster), seconds=ASK if cluster == "slurm" else 1.0)
         if stop.name:
             cancel = f"scancel {_numbers(active(folder, cluster) or [])}" if cluster == "slurm" else "kill them"
@@ -148,7 +149,7 @@ def launch(store: Store, options: dict[str, Any]) -> None:
             )
 
 
-def _wait(store: Store, stop: Stop, ask: Callable[[], list[str] | None], *, seconds: float) -> None:
+def _wait(store: Store, stop: StopSignal, ask: Callable[[], list[str] | None], *, seconds: float) -> None:
     """Tell every trial that ends, until none is left or, asked twice, no job is; no answer is no reason to end."""
     told = {item["folder"] for item in store.trials() if item["state"] in FINISHED}
     asked, answers = time.monotonic(), 0

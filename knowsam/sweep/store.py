@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from knowsam.config import parse_config, to_yaml
 from knowsam.errors import ConfigError, KnowsamError, NotFoundError, StorageError
+from knowsam.files import write_text
 from knowsam.identity import config_changes, experiment_key
 from knowsam.sweep.locks import FileLock
 from knowsam.sweep.spec import Search, Sweep, resolve, run_folder
@@ -399,17 +400,3 @@ def _storage_errors() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError  # comes with Optuna, and is slow to import
 
     return ValueError, ImportError, StorageInternalError, SQLAlchemyError
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file, all or nothing. Raises StorageError."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}", hint="Free some space.") from error

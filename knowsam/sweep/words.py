@@ -4,14 +4,7 @@ from collections import Counter
 from typing import Any
 
 from knowsam.sweep.store import FINISHED, Store
-
-
-def duration(seconds: float) -> str:
-    """``0:04:09`` or ``2d 03:04:09``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    return f"{days}d {hour:02d}:{minute:02d}:{second:02d}" if days else f"{hour}:{minute:02d}:{second:02d}"
+from knowsam.text import duration
 
 
 def progress(store: Store) -> str:

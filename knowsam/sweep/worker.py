@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from knowsam.config import REPOSITORY
+from knowsam.signals import StopSignal
 from knowsam.sweep.store import Claim, Store
 from knowsam.sweep.words import trial_line
 
@@ -26,34 +27,11 @@ POLL = 1.0
 """Seconds between looks at a trial's metrics, time limit and the stop signal; its end is noticed within 0.05 s."""
 
 
-class Stop:
-    """While entered, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 only set ``name``; a second Ctrl-C ends at once."""
-
-    def __init__(self) -> None:
-        self.name = ""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Stop":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-            with suppress(ValueError):  # not in the main thread: Ray and notebooks keep their own handlers
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: object) -> None:
-        if self.name and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-
-
 def work(
     sweep: str | os.PathLike | Store,
     *,
     max_trials: int | None = None,
-    stop: Stop | None = None,
+    stop: StopSignal | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
     """Run trials of a sweep until none is left that nobody else runs, or a signal comes.
@@ -69,7 +47,7 @@ def work(
     store = sweep if isinstance(sweep, Store) else Store(sweep)
     ended = taken = 0
     skip: set[str] = set()
-    with nullcontext(stop) if stop else Stop() as stop:
+    with nullcontext(stop) if stop else StopSignal() as stop:
         while not stop.name and (max_trials is None or taken < max_trials):
             claim = store.claim(skip)
             if claim is None:
@@ -83,7 +61,7 @@ def work(
     return ended
 
 
-def run_trial(claim: Claim, stop: Stop) -> str:
+def run_trial(claim: Claim, stop: StopSignal) -> str:
     """Run a claimed trial to its end, and record it.
 
     Returns:
@@ -128,7 +106,7 @@ def run_trial(claim: Claim, stop: Stop) -> str:
 
 
 def _run_once(
-    claim: Claim, words: list[str], log: Path, run: Path, stop: Stop, seconds: float
+    claim: Claim, words: list[str], log: Path, run: Path, stop: StopSignal, seconds: float
 ) -> tuple[int, str | None]:
     """Exit code, and ``pruned`` or ``time_limit`` if that is why it was ended."""
     deadline = time.monotonic() + seconds

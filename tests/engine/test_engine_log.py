@@ -8,7 +8,8 @@ import os
 import pytest
 
 from knowsam.engine import log
-from knowsam.engine.log import MetricsLog, Progress, duration, read_metrics, say, warn
+from knowsam.engine.log import MetricsLog, Progress, read_metrics, say, warn
+from knowsam.text import duration
 
 
 class Clock:

@@ -18,9 +18,10 @@ import pytest
 from sweep_stubs import TRAIN, Bench, children, until
 
 from knowsam.cli.main import run_command
+from knowsam.signals import StopSignal
 from knowsam.sweep import local, worker
 from knowsam.sweep.store import Store
-from knowsam.sweep.worker import Stop, work
+from knowsam.sweep.worker import work
 
 RATES = {"train.max_steps": [1, 2, 3]}
 
@@ -306,7 +307,7 @@ def test_a_signal_ends_the_trial_and_gives_it_back(bench, name):
 
 def test_a_second_ctrl_c_ends_at_once():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with Stop() as stop:
+    with StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.name == "SIGTERM"
