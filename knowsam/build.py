@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from knowsam.models.students import Students
 
 if TYPE_CHECKING:
     from knowsam.data.augment import Augmenter
+    from knowsam.data.splits import Splits
+    from knowsam.errors import Fault
     from knowsam.models.sam import LoadReport
 
 
@@ -33,8 +35,12 @@ class BuiltMethod:
     load_report: "LoadReport | None"
 
 
-def build_source(config: Config) -> Source:
-    """The dataset with its splits, checked."""
+def build_source(config: Config, splits: "Splits | None" = None) -> Source:
+    """The dataset with its splits, checked.
+
+    Args:
+        splits: use these instead of the lists that the configuration names.
+    """
     data = config.data
     arguments = {key: value for key, value in data.source.items() if key != "name"}
     target = _target(components.SOURCES, data.source)
@@ -44,12 +50,7 @@ def build_source(config: Config) -> Source:
     if "splits" in accepted:
         from knowsam.data.splits import load_splits
 
-        folder = beside(str(data.splits))
-        try:
-            arguments["splits"] = load_splits(folder, data.labelled, group_regex=data.group_regex)
-        except NotFoundError as error:
-            no_lists = not any(folder.glob("*.txt"))
-            raise NotFoundError(str(error), hint=(no_lists and data.obtain) or error.hint) from error
+        arguments["splits"] = splits or _read_splits(config, load_splits)
     if "label_table" in accepted:
         from knowsam.data.labels import LabelTable
 
@@ -57,6 +58,25 @@ def build_source(config: Config) -> Source:
     if "labelled" in accepted:
         arguments["labelled"] = data.labelled
     return _construct("data.source", target, num_classes=config.num_classes, **arguments)
+
+
+def inspect_splits(config: Config) -> "tuple[Splits, list[Fault]] | None":
+    """The split lists as far as they can be used, and what is wrong with them; None for data without lists."""
+    from knowsam.data.splits import inspect_splits as inspect
+
+    if "splits" not in components.signature(_target(components.SOURCES, config.data.source)):
+        return None
+    return _read_splits(config, inspect)
+
+
+def _read_splits(config: Config, read: Callable[..., Any]) -> Any:
+    data = config.data
+    folder = beside(str(data.splits))
+    try:
+        return read(folder, data.labelled, group_regex=data.group_regex)
+    except NotFoundError as error:
+        no_lists = not any(folder.glob("*.txt"))
+        raise NotFoundError(str(error), hint=(no_lists and data.obtain) or error.hint) from error
 
 
 def build_streams(config: Config, source: Source, *, rank: int = 0, world_size: int = 1, progress=None) -> TwoStreams:

@@ -1,5 +1,8 @@
 """What a user can cause. The command line prints these without a traceback and exits with their code."""
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 
 class KnowsamError(Exception):
     """A user's mistake: what came, what is allowed, and (``hint``) what to do about it.
@@ -24,11 +27,34 @@ class ConfigError(KnowsamError):
     kind = "config"
 
 
+class Fault(NamedTuple):
+    """One thing that is wrong with the data.
+
+    Attributes:
+        kind: in a few words, such as ``"missing mask"``; the same for all faults of a kind.
+        text: the whole story, with the file.
+        cases: ids that it concerns.
+    """
+
+    kind: str
+    text: str
+    cases: tuple[str, ...] = ()
+
+
 class DataError(KnowsamError):
-    """Bad, mismatched or leaking data or split lists."""
+    """Bad, mismatched or leaking data or split lists.
+
+    Args:
+        message, hint: as for ``KnowsamError``.
+        faults: the same one by one, for a report of all that is wrong; empty where the message says it.
+    """
 
     exit_code = 65
     kind = "data"
+
+    def __init__(self, message: str, *, hint: str = "", faults: Iterable[Fault] = ()):
+        super().__init__(message, hint=hint)
+        self.faults = tuple(faults)
 
 
 class NotFoundError(KnowsamError):
@@ -50,6 +76,13 @@ class StorageError(KnowsamError):
 
     exit_code = 74
     kind = "storage"
+
+
+class ExistsError(KnowsamError):
+    """A file that would be written is there already, and nothing allowed to replace it."""
+
+    exit_code = 73
+    kind = "exists"
 
 
 class RunFolderError(KnowsamError):

@@ -22,7 +22,10 @@ ALLOWED = {
     "losses": ((), ("torch", "monai")),
     "models": (("losses.entropy", "errors"), ("torch", "segment_anything")),
     "metrics": (("errors",), ("numpy", "scipy", "monai", "torch")),
-    "data": (("errors",), ("torch", "numpy", "scipy", "h5py", "skimage", "PIL", "kornia", "imageio", "tifffile")),
+    "data": (
+        ("errors", "files"),
+        ("torch", "numpy", "scipy", "h5py", "skimage", "PIL", "kornia", "imageio", "tifffile"),
+    ),
     "methods": (("losses", "models", "mixing", "schedules", "data.batch"), ("torch",)),
     "inference": (("data.source", "data.readers", "errors"), ("torch", "numpy", "scipy", "monai")),
     "engine": (
@@ -144,6 +147,9 @@ def test_the_test_sees_imports(tmp_path):
         ["sweep", "--help"],
         ["compare", "--help"],
         ["convert", "--help"],
+        ["init", "--help"],
+        ["check", "--help"],
+        ["splits", "--help"],
         ["train", "EXPERIMENT", "--print-config"],
     ],
 )

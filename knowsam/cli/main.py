@@ -14,6 +14,9 @@ import knowsam
 from knowsam.errors import KnowsamError
 
 COMMANDS = {
+    "init": ("knowsam.cli.init", "write an experiment and split lists for your own folder of images and masks"),
+    "check": ("knowsam.cli.check", "check an experiment's data: missing and broken files, wrong masks, leaks"),
+    "splits": ("knowsam.cli.splits", "draw seeded split lists for a folder of images and masks"),
     "train": ("knowsam.cli.train", "train a method from an experiment file, or go on where a run stopped"),
     "evaluate": ("knowsam.cli.evaluate", "measure finished runs on their test cases and compare them"),
     "compare": ("knowsam.cli.compare", "statistics over seeds and cases: tables, tests against a baseline, plots"),

@@ -87,6 +87,7 @@ def run_path(config: Config) -> str:
 def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | None) -> bool:
     """Train, or go on; True when the run is complete."""
     from knowsam import build
+    from knowsam.data.check import check_quick
     from knowsam.engine.distributed import call_on_main
     from knowsam.engine.log import Counter, say
     from knowsam.engine.runfolder import RunFolder
@@ -99,6 +100,7 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
     source = call_on_main_first(lambda: build.build_source(config))
     if not source.eval_ids("val"):
         raise DataError("there is no validation case, so no checkpoint could be chosen", hint="Write a val.txt.")
+    call_on_main(lambda: check_quick(source, config.data.cache))
     run = call_on_main_first(lambda: RunFolder(run_path(config)))
     call_on_main(run.lock)
     with run:

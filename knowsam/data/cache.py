@@ -136,6 +136,24 @@ def file_sha256(path: str | Path) -> str:
     return remembered(path, "file", compute)
 
 
+def known(path: str | Path, what: str) -> str | None:
+    """What ``remembered`` would give without computing, or None; ``load_memo`` brings earlier processes' answers."""
+    try:
+        return _memo.entries.get(_memo_key(path, what, os.stat(path)))
+    except OSError:
+        return None
+
+
+def load_memo(folder: str | Path | None = None) -> None:
+    """Take over the answers that earlier processes left in a cache folder; ``default_folder()`` if None."""
+    _memo.load(Path(folder) if folder is not None else default_folder())
+
+
+def save_memo(folder: str | Path | None = None) -> None:
+    """Leave new answers in a cache folder; a disk that cannot be written costs later time, nothing else."""
+    _memo.save(Path(folder) if folder is not None else default_folder())
+
+
 def remembered(path: str | Path, what: str, compute: Callable[[], str]) -> str:
     """``compute()``, or its earlier answer for the same ``what`` of the same unchanged file.
 
@@ -144,10 +162,10 @@ def remembered(path: str | Path, what: str, compute: Callable[[], str]) -> str:
     """
     try:
         stat = os.stat(path)
-        key = f"{what}|{stat.st_size}|{stat.st_mtime_ns}|{os.path.abspath(path)}"
-        known = _memo.entries.get(key)
-        if known is not None:
-            return known
+        key = _memo_key(path, what, stat)
+        earlier = _memo.entries.get(key)
+        if earlier is not None:
+            return earlier
         answer = compute()
     except FileNotFoundError:
         raise NotFoundError(f"{path} does not exist") from None
@@ -157,6 +175,10 @@ def remembered(path: str | Path, what: str, compute: Callable[[], str]) -> str:
     if time.time() - stat.st_mtime > _RACY_SECONDS:
         _memo.add(key, answer)
     return answer
+
+
+def _memo_key(path: str | Path, what: str, stat: os.stat_result) -> str:
+    return f"{what}|{stat.st_size}|{stat.st_mtime_ns}|{os.path.abspath(path)}"
 
 
 class _Memo:

@@ -8,7 +8,7 @@ from knowsam.data.cache import file_sha256
 from knowsam.data.labels import LabelTable
 from knowsam.data.readers import EXTENSIONS, INTENSITIES, read_image, read_mask, scan_folder, stored_size
 from knowsam.data.splits import Splits, check_against
-from knowsam.errors import ConfigError, DataError, NotFoundError
+from knowsam.errors import ConfigError, DataError, Fault, NotFoundError
 
 
 class ImageFolder:
@@ -25,6 +25,7 @@ class ImageFolder:
         image_dir: folder of the images inside ``root``.
         mask_dir: folder of the masks inside ``root``; may be the same one.
         mask_suffix: what a mask's name has after the id, such as ``"_segmentation"``.
+        image_suffix: what an image's name has after the id, such as ``"_0000"``.
         label_table: raw mask values -> class ids; None: they are class ids already.
         intensity: see ``readers.to_uint8``.
         spacing: (y, x) in mm, the same for every case; None when unknown.
@@ -43,6 +44,7 @@ class ImageFolder:
         image_dir: str = "images",
         mask_dir: str = "masks",
         mask_suffix: str = "",
+        image_suffix: str = "",
         label_table: LabelTable | None = None,
         intensity: str = "dtype",
         spacing: tuple[float, float] | None = None,
@@ -55,26 +57,30 @@ class ImageFolder:
         self._spacing = fitting_spacing(spacing, axes="yx")
         self.cache_settings = (intensity, repr(self.label_table))
 
-        if Path(image_dir) == Path(mask_dir) and not mask_suffix:
-            raise ConfigError(f"image_dir and mask_dir are both {image_dir!r}; then mask_suffix must tell masks apart")
+        if Path(image_dir) == Path(mask_dir) and mask_suffix == image_suffix:
+            raise ConfigError(
+                f"image_dir and mask_dir are both {image_dir!r} and the suffixes are equal; "
+                "then mask_suffix must tell masks apart"
+            )
         if not self.root.is_dir():
             raise NotFoundError(f"data folder {self.root} does not exist", hint="set the dataset's root")
-        found = scan_folder(self.root / image_dir, EXTENSIONS)
+        found = without_suffix(scan_folder(self.root / image_dir, EXTENSIONS), image_suffix)
         listed = [*splits.train, *splits.val, *splits.test]
         check_against(splits, found, where=str(self.root / image_dir))
-        self._images = single_files(found, listed)
+        self._images = single_files(found, listed, what="image")
 
         needed = sorted(splits.readable_masks)
-        found = scan_folder(self.root / mask_dir, EXTENSIONS) if needed else {}
-        if missing := [i for i in needed if i + mask_suffix not in found]:
+        found = without_suffix(scan_folder(self.root / mask_dir, EXTENSIONS), mask_suffix) if needed else {}
+        if missing := [i for i in needed if i not in found]:
+            folder = self.root / mask_dir
             raise DataError(
-                f"{len(missing)} of {len(needed)} labelled, val and test cases have no mask in {self.root / mask_dir}: "
+                f"{len(missing)} of {len(needed)} labelled, val and test cases have no mask in {folder}: "
                 + ", ".join(missing[:10])
                 + (", ..." if len(missing) > 10 else ""),
                 hint="unlabelled training cases need none; is the right labelled_*.txt chosen?",
+                faults=[Fault("missing mask", f"{i}: no mask {i + mask_suffix}.* in {folder}", (i,)) for i in missing],
             )
-        masks = single_files(found, [i + mask_suffix for i in needed])
-        self._masks = {i: masks[i + mask_suffix] for i in needed}
+        self._masks = single_files(found, needed, what="mask")
 
     def train_ids(self) -> list[str]:
         """Every training case, sorted, labelled or not."""
@@ -90,7 +96,7 @@ class ImageFolder:
 
     def image(self, case_id: str) -> np.ndarray:
         """uint8 (H, W, 3)."""
-        return read_image(self._image_path(case_id), self.intensity)
+        return read_image(self.image_path(case_id), self.intensity)
 
     def mask(self, case_id: str) -> np.ndarray:
         """uint8 class ids (H, W), on the image's grid.
@@ -99,16 +105,7 @@ class ImageFolder:
             DataError: an unlabelled training case, a value without a class, or another size than the image.
         """
         self.splits.require_readable_mask(case_id)
-        path = self._masks[case_id]
-        mask = self.label_table.apply(read_mask(path), where=str(path))
-        size = stored_size(self._images[case_id])
-        if mask.shape != size:
-            raise DataError(
-                f"{case_id}: the mask is {mask.shape[0]} x {mask.shape[1]}, the image {size[0]} x {size[1]} "
-                f"(height x width): {path}",
-                hint="make the mask fit its image; nothing is resized silently",
-            )
-        return mask
+        return fitting_mask(self._images[case_id], self._masks[case_id], self.label_table, case_id)
 
     def spacing(self, case_id: str) -> tuple[float, ...] | None:
         """(y, x) in mm, or None when unknown."""
@@ -116,7 +113,7 @@ class ImageFolder:
 
     def fingerprint(self, case_id: str) -> str:
         """sha256 of the image file."""
-        return file_sha256(self._image_path(case_id))
+        return file_sha256(self.image_path(case_id))
 
     def mask_fingerprint(self, case_id: str) -> str:
         """sha256 of the mask file.
@@ -127,23 +124,68 @@ class ImageFolder:
         self.splits.require_readable_mask(case_id)
         return file_sha256(self._masks[case_id])
 
-    def _image_path(self, case_id: str) -> Path:
+    def image_path(self, case_id: str) -> Path:
+        """The image's file.
+
+        Raises:
+            DataError: an id that no list holds.
+        """
         if case_id not in self._images:
             raise DataError(f"{case_id}: in none of the split lists of {self.splits.folder}")
         return self._images[case_id]
 
 
-def single_files(found: dict[str, list[Path]], ids: list[str]) -> dict[str, Path]:
+def without_suffix(found: dict[str, list[Path]], suffix: str) -> dict[str, list[Path]]:
+    """The files whose names end in ``suffix`` before the extension, by id without it."""
+    if not suffix:
+        return found
+    return {i.removesuffix(suffix): files for i, files in found.items() if i.endswith(suffix) and i != suffix}
+
+
+def single_files(found: dict[str, list[Path]], ids: list[str], *, what: str = "image") -> dict[str, Path]:
     """The one file of each id.
 
+    Args:
+        what: ``"image"`` or ``"mask"``, for the faults.
     Raises:
         DataError: ids with several files, such as ``a.png`` beside ``a.jpg``.
     """
-    several = [found[i] for i in ids if len(found[i]) > 1]
+    several = {i: " and ".join(map(str, found[i])) for i in ids if len(found[i]) > 1}
     if several:
-        lines = "\n".join(" and ".join(str(path) for path in paths) for paths in several[:10])
-        raise DataError(f"{len(several)} ids have more than one file, of which none may be preferred:\n{lines}")
+        raise DataError(
+            f"{len(several)} ids have more than one file, of which none may be preferred:\n"
+            + "\n".join(list(several.values())[:10]),
+            faults=[Fault(f"several {what}s", f"{i}: {files}", (i,)) for i, files in several.items()],
+        )
     return {i: found[i][0] for i in ids}
+
+
+def fitting_mask(image: Path, mask: Path, table: LabelTable, case_id: str) -> np.ndarray:
+    """Class ids of a mask file, proven to fit its image file.
+
+    Returns:
+        uint8 (H, W).
+    Raises:
+        DataError: a value without a class, another size than the image, or both; unreadable files.
+    """
+    raw = read_mask(mask)
+    size, hint = stored_size(image), ""
+    faults: list[Fault] = []
+    if raw.shape[:2] != size:
+        text = (
+            f"{case_id}: the mask is {raw.shape[0]} x {raw.shape[1]}, the image {size[0]} x {size[1]} "
+            f"(height x width): {mask}"
+        )
+        hint = "make the mask fit its image; nothing is resized silently"
+        faults.append(Fault("mask of another size", text, (case_id,)))
+    try:
+        ids = table.apply(raw, where=str(mask))
+    except DataError as error:
+        hint = hint or error.hint
+        faults.append(Fault("mask value without a class", str(error), (case_id,)))
+    if faults:
+        raise DataError("\n".join(fault.text for fault in faults), hint=hint, faults=faults)
+    return ids
 
 
 def fitting_table(label_table: LabelTable | None, num_classes: int) -> LabelTable:

@@ -88,7 +88,7 @@ class H5Slices:
 
     def image(self, case_id: str) -> np.ndarray:
         """uint8 (H, W, 3) of a slice, (D, H, W, 3) of a volume. The label dataset is not touched."""
-        path = self._path(case_id)
+        path = self.image_path(case_id)
         with _dataset(path, self.image_key, self._ranks(case_id)) as dataset:
             values = dataset[()]
         if values.ndim == 2:
@@ -104,7 +104,7 @@ class H5Slices:
             DataError: an unlabelled training slice, a value without a class, or another shape than the image.
         """
         self.splits.require_readable_mask(case_id)
-        path = self._path(case_id)
+        path = self.image_path(case_id)
         with _dataset(path, self.image_key, self._ranks(case_id)) as dataset:
             shape = dataset.shape
         with _dataset(path, self.mask_key, self._ranks(case_id)) as dataset:
@@ -132,7 +132,12 @@ class H5Slices:
         self.splits.require_readable_mask(case_id)
         return self._dataset_sha256(case_id, self.mask_key)
 
-    def _path(self, case_id: str) -> Path:
+    def image_path(self, case_id: str) -> Path:
+        """The file that holds the case.
+
+        Raises:
+            DataError: an id that no list holds.
+        """
         if case_id not in self._files:
             raise DataError(f"{case_id}: in none of the split lists of {self.splits.folder}")
         return self._files[case_id]
@@ -141,7 +146,7 @@ class H5Slices:
         return (2,) if case_id in self.splits.train_set else (2, 3)
 
     def _dataset_sha256(self, case_id: str, key: str) -> str:
-        path = self._path(case_id)
+        path = self.image_path(case_id)
 
         def compute() -> str:
             with _dataset(path, key, self._ranks(case_id)) as dataset:

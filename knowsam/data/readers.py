@@ -104,6 +104,12 @@ def stored_size(path: str | Path) -> tuple[int, int]:
         return height, width
 
 
+def is_deep(path: str | Path) -> bool:
+    """Whether a picture stores more than 8 bits a value, from the header alone; same refusals as ``read_image``."""
+    with _opened(path) as (picture, _):
+        return picture.mode.startswith(("I", "F")) or ";16" in _rawmode(picture)
+
+
 def raw_labels(array: np.ndarray, where: str) -> np.ndarray:
     """Raw mask values as uint8 or uint16, same shape; nothing is rounded.
 

@@ -1,17 +1,20 @@
 """Which case belongs to train, val or test, and whose mask may be read: sorted id lists, checked for leaks."""
 
+import csv
 import difflib
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from knowsam.errors import ConfigError, DataError, NotFoundError
+from knowsam.errors import ConfigError, DataError, Fault, NotFoundError
 
 SPLITS = ("train", "val", "test")
+GROUPS_FILE = "groups.csv"
+"""Beside the lists where names do not tell the patients: ``id,group``, with this header."""
 _SHOWN = 100
 
 
@@ -91,15 +94,16 @@ def read_list(path: str | Path) -> list[tuple[int, str]]:
         NotFoundError: no such file.
         DataError: not UTF-8, or ids that are no plain path inside the data folder; all such lines in one error.
     """
-    entries, problems = _parse(Path(path))
-    _raise_all(problems, str(path))
+    entries, faults = _parse(Path(path))
+    _raise_all(faults, str(path))
     return entries
 
 
 def load_splits(folder: str | Path, labelled: str = "labelled_10pct", *, group_regex: str | None = None) -> Splits:
     """Read and check ``train.txt``, ``val.txt``, ``test.txt`` and one ``labelled_*.txt`` of a folder.
 
-    A folder with only ``test.txt`` (or ``val.txt``) is a set for evaluation; ``labelled`` then has no meaning.
+    A folder with only ``test.txt`` (or ``val.txt``) is a set for evaluation; ``labelled`` then has no meaning. Where
+    ``groups.csv`` (header ``id,group``) lies beside the lists, no group of it may be in two splits either.
 
     Args:
         folder: where the lists lie.
@@ -112,6 +116,22 @@ def load_splits(folder: str | Path, labelled: str = "labelled_10pct", *, group_r
             without a group, labelled ids that are not in train, empty lists.
         ConfigError: ``group_regex`` or the name ``labelled`` is malformed.
     """
+    splits, faults = inspect_splits(folder, labelled, group_regex=group_regex)
+    _raise_all(faults, f"split lists of {folder}")
+    return splits
+
+
+def inspect_splits(
+    folder: str | Path, labelled: str = "labelled_10pct", *, group_regex: str | None = None
+) -> tuple[Splits, list[Fault]]:
+    """As ``load_splits``, but what is wrong with the lists is returned, and the lists as far as they can be used.
+
+    A case that stands in several splits is left to the first of train, val, test; a labelled one that is not in train
+    is dropped.
+
+    Raises:
+        NotFoundError, ConfigError: as ``load_splits``.
+    """
     folder = Path(folder)
     pattern = _compile(group_regex)
     if not folder.is_dir():
@@ -121,41 +141,83 @@ def load_splits(folder: str | Path, labelled: str = "labelled_10pct", *, group_r
         raise NotFoundError(f"{folder} has none of train.txt, val.txt, test.txt", hint="see its README for how to make")
     label_file = _label_file(folder, labelled) if "train" in files else None
 
-    problems: list[str] = []
+    faults: list[Fault] = []
     lines: dict[str, dict[str, int]] = {}
     for name in [*files.values(), *([label_file] if label_file else [])]:
         entries, bad = _parse(folder / name)
-        problems += bad
+        faults += bad
         lines[name] = {}
         for line, case_id in entries:
             first = lines[name].setdefault(case_id, line)
             if first != line:
-                problems.append(f"{folder / name}:{line}: {case_id} is already in line {first}")
+                text = f"{folder / name}:{line}: {case_id} is already in line {first}"
+                faults.append(Fault("bad list", text, (case_id,)))
         if not entries and not bad:
-            problems.append(f"{folder / name}:1: the list is empty; remove the file or fill it")
+            faults.append(Fault("bad list", f"{folder / name}:1: the list is empty; remove the file or fill it"))
 
     listed = {split: lines[name] for split, name in files.items()}
-    problems += _shared_ids(folder, listed)
+    faults += _shared_ids(folder, listed)
     if pattern:
-        problems += _shared_groups(folder, listed, pattern)
+        faults += _shared_groups(folder, listed, lambda i: _match(pattern, i), f"by {pattern.pattern!r}")
+    if (folder / GROUPS_FILE).is_file():
+        groups = read_groups(folder / GROUPS_FILE)
+        faults += _shared_groups(folder, listed, groups.get, f"in {GROUPS_FILE}")
     if label_file:
         for case_id, line in lines[label_file].items():
             if case_id not in listed["train"]:
-                problems.append(f"{folder / label_file}:{line}: {case_id} is not in train.txt")
+                text = f"{folder / label_file}:{line}: {case_id} is not in train.txt"
+                faults.append(Fault("bad list", text, (case_id,)))
     elif (unused := sorted(f.name for f in folder.glob("labelled_*.txt"))) and "train" not in files:
-        problems.append(f"{folder / unused[0]}:1: there is a label list but no train.txt")
-    _raise_all(problems, f"split lists of {folder}")
+        faults.append(Fault("bad list", f"{folder / unused[0]}:1: there is a label list but no train.txt"))
 
     train = tuple(sorted(listed.get("train", ())))
-    return Splits(
+    val = tuple(sorted(set(listed.get("val", ())).difference(train)))
+    splits = Splits(
         train=train,
-        labelled=tuple(sorted(lines[label_file])) if label_file else train,
-        val=tuple(sorted(listed.get("val", ()))),
-        test=tuple(sorted(listed.get("test", ()))),
+        labelled=tuple(sorted(set(lines[label_file]).intersection(train))) if label_file else train,
+        val=val,
+        test=tuple(sorted(set(listed.get("test", ())).difference(train, val))),
         folder=folder,
         sha256={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in lines},
         lines=lines,
     )
+    return splits, faults
+
+
+def read_groups(path: str | Path, id_column: str = "id", group_column: str = "group") -> dict[str, str]:
+    """Group of each id from a CSV file with a header; rows without a group are left out.
+
+    Raises:
+        NotFoundError: no such file.
+        DataError: not UTF-8, no such column, or an id with two groups.
+    """
+    path = Path(path)
+    groups: dict[str, str] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            columns = rows.fieldnames or []
+            for column in (id_column, group_column):
+                if column not in columns:
+                    raise DataError(f"{path}: there is no column {column!r}; the columns are {', '.join(columns)}")
+            for row in rows:
+                case_id, group = (row[id_column] or "").strip(), (row[group_column] or "").strip()
+                if case_id and group and groups.setdefault(case_id, group) != group:
+                    raise DataError(f"{path}:{rows.line_num}: {case_id} has the groups {groups[case_id]} and {group}")
+    except FileNotFoundError:
+        raise NotFoundError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    return groups
+
+
+def group_of(case_id: str, group_regex: str) -> str | None:
+    """What ``group_regex`` finds in an id: its first group, or the whole match; None if nothing.
+
+    Raises:
+        ConfigError: no regular expression.
+    """
+    return _match(_compile(group_regex), case_id)
 
 
 def check_against(
@@ -175,18 +237,18 @@ def check_against(
         return
     loose = {_loosely(i): i for i in available}
     ordered = sorted(available)
-    problems = []
+    faults = []
     for number, (split, case_id) in enumerate(missing):
         text = f"{splits.place(f'{split}.txt', case_id)}: {case_id!r} is not in {where}"
         if number < 20:
             near = loose.get(_loosely(case_id)) or next(iter(difflib.get_close_matches(case_id, ordered, n=1)), None)
             text += f"; nearest is {near!r}" if near else ""
-        problems.append(text)
-    _raise_all(problems, f"{len(missing)} of {sum(len(getattr(splits, s)) for s in checked)} listed cases in {where}")
+        faults.append(Fault("missing image", text, (case_id,)))
+    _raise_all(faults, f"{len(missing)} of {sum(len(getattr(splits, s)) for s in checked)} listed cases in {where}")
 
 
-def _parse(path: Path) -> tuple[list[tuple[int, str]], list[str]]:
-    """Entries, and problems as ``file:line: text``."""
+def _parse(path: Path) -> tuple[list[tuple[int, str]], list[Fault]]:
+    """Entries, and faults as ``file:line: text``."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -195,8 +257,8 @@ def _parse(path: Path) -> tuple[list[tuple[int, str]], list[str]]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        return [], [f"{path}:{line}: not UTF-8 text; save the list as UTF-8"]
-    entries, problems = [], []
+        return [], [Fault("bad list", f"{path}:{line}: not UTF-8 text; save the list as UTF-8")]
+    entries, faults = [], []
     # not splitlines(): it also breaks at characters that file names may hold, such as U+2028
     for number, raw in enumerate(re.split("\r\n|\n|\r", text), start=1):
         case_id = raw.strip(" \t")
@@ -204,10 +266,19 @@ def _parse(path: Path) -> tuple[list[tuple[int, str]], list[str]]:
             continue
         fault = _id_fault(case_id)
         if fault:
-            problems.append(f"{path}:{number}: {case_id!r} {fault}")
+            faults.append(Fault("bad list", f"{path}:{number}: {case_id!r} {fault}"))
         else:
             entries.append((number, case_id))
-    return entries, problems
+    return entries, faults
+
+
+def unlistable(case_id: str) -> str | None:
+    """Why a list cannot hold this id, or None."""
+    if case_id != case_id.strip(" \t"):
+        return "begins or ends with a blank, which lists do not keep"
+    if case_id.startswith("#"):
+        return "begins with #, which marks a comment in lists"
+    return _id_fault(case_id)
 
 
 def _id_fault(case_id: str) -> str | None:
@@ -245,38 +316,47 @@ def _compile(group_regex: str | None) -> re.Pattern | None:
         raise ConfigError(f"group_regex {group_regex!r} is no regular expression: {error}") from error
 
 
-def _shared_ids(folder: Path, listed: dict[str, dict[str, int]]) -> list[str]:
-    problems, owner = [], {}
+def _match(pattern: re.Pattern, case_id: str) -> str | None:
+    match = pattern.search(case_id)
+    if not match:
+        return None
+    return match.group(1) if pattern.groups else match.group(0)
+
+
+def _shared_ids(folder: Path, listed: dict[str, dict[str, int]]) -> list[Fault]:
+    faults, owner = [], {}
     for split, ids in listed.items():
         for case_id, line in ids.items():
             if case_id in owner:
                 other = owner[case_id]
-                problems.append(
-                    f"{folder / split}.txt:{line}: {case_id} is also in {other}.txt:{listed[other][case_id]}"
-                )
+                text = f"{folder / split}.txt:{line}: {case_id} is also in {other}.txt:{listed[other][case_id]}"
+                faults.append(Fault("shared case", text, (case_id,)))
             else:
                 owner[case_id] = split
-    return problems
+    return faults
 
 
-def _shared_groups(folder: Path, listed: dict[str, dict[str, int]], pattern: re.Pattern) -> list[str]:
-    """One problem per group and pair of splits: a whole patient in two splits would repeat itself for every slice."""
-    problems, owner, told = [], {}, set()
+def _shared_groups(
+    folder: Path, listed: dict[str, dict[str, int]], find: Callable[[str], str | None], by: str
+) -> list[Fault]:
+    """One fault per group and pair of splits: a whole patient in two splits would repeat itself for every slice."""
+    faults, owner, told = [], {}, set()
     for split, ids in listed.items():
         for case_id, line in ids.items():
-            match = pattern.search(case_id)
-            if not match:
-                problems.append(f"{folder / split}.txt:{line}: {case_id} has no group by {pattern.pattern!r}")
+            group = find(case_id)
+            if group is None:
+                text = f"{folder / split}.txt:{line}: {case_id} has no group {by}"
+                faults.append(Fault("no group", text, (case_id,)))
                 continue
-            group = match.group(1) if pattern.groups else match.group(0)
             other, other_id = owner.setdefault(group, (split, case_id))
             if other != split and case_id != other_id and (group, split) not in told:
                 told.add((group, split))
-                problems.append(
+                text = (
                     f"{folder / split}.txt:{line}: group {group} ({case_id}) is also in "
                     f"{other}.txt:{listed[other][other_id]} ({other_id})"
                 )
-    return problems
+                faults.append(Fault("shared group", text, (case_id, other_id)))
+    return faults
 
 
 def _loosely(case_id: str) -> str:
@@ -285,9 +365,10 @@ def _loosely(case_id: str) -> str:
     return re.sub(r"\.(png|jpe?g|bmp|tiff?|h5)$", "", plain)
 
 
-def _raise_all(problems: list[str], what: str) -> None:
-    if not problems:
+def _raise_all(faults: list[Fault], what: str) -> None:
+    if not faults:
         return
-    more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    raise DataError(f"{what}: {count}\n" + "\n".join(problems[:_SHOWN]) + more)
+    more = f"\n... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    count = f"{len(faults)} problem{'s' if len(faults) > 1 else ''}"
+    shown = "\n".join(fault.text for fault in faults[:_SHOWN])
+    raise DataError(f"{what}: {count}\n{shown}{more}", faults=faults)

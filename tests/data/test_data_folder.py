@@ -116,6 +116,57 @@ def test_mask_suffix_in_one_folder(root):
         folder(root, mask_dir="images")
 
 
+def test_image_suffix(root):
+    """The layout of nnU-Net: ``x_0000.png`` and ``x.png``."""
+    for path in list((root / "images").rglob("*.*")):
+        path.rename(path.with_name(f"{path.stem}_0000{path.suffix}"))
+    (root / "images" / "_0000.png").touch()  # no id is left of this name
+    source = folder(root, image_suffix="_0000")
+    assert source.train_ids() == ["a", "b", "sub/c"] and source.mask("a").shape == (10, 12)
+    assert source.image_path("sub/c").stem == "c_0000"
+    with pytest.raises(DataError, match="'a' is not in"):
+        folder(root)
+
+
+def test_both_suffixes_in_one_folder(root):
+    for path in [path for path in (root / "images").glob("*.*")]:
+        path.rename(path.with_name(f"{path.stem}_image{path.suffix}"))
+    for path in (root / "masks").glob("*.png"):
+        path.rename(root / "images" / f"{path.stem}_mask.png")
+    splits = Splits(train=("a", "b"), labelled=("a",), val=("v",), test=("t",))
+    source = folder(root, splits, image_dir="images", mask_dir="images", image_suffix="_image", mask_suffix="_mask")
+    assert source.image("b").shape == (10, 12, 3) and source.mask("t").shape == (10, 12)
+    with pytest.raises(ConfigError, match="suffixes are equal"):
+        folder(root, splits, mask_dir="images", image_suffix="_x", mask_suffix="_x")
+
+
+def test_faults_name_every_case(root):
+    (root / "images" / "a.jpg").touch()
+    with pytest.raises(DataError) as caught:
+        folder(root)
+    assert [(fault.kind, fault.cases) for fault in caught.value.faults] == [("several images", ("a",))]
+    (root / "images" / "a.jpg").unlink()
+    for name in ("a", "t"):
+        (root / "masks" / f"{name}.png").unlink()
+    with pytest.raises(DataError) as caught:
+        folder(root)
+    assert [(fault.kind, fault.cases) for fault in caught.value.faults] == [
+        ("missing mask", ("a",)),
+        ("missing mask", ("t",)),
+    ]
+    (root / "images" / "v.bmp").unlink()
+    with pytest.raises(DataError) as caught:
+        folder(root)
+    assert [(fault.kind, fault.cases) for fault in caught.value.faults] == [("missing image", ("v",))]
+
+
+def test_size_and_values_are_told_together(root):
+    Image.new("L", (12, 9), 3).save(root / "masks" / "a.png")
+    with pytest.raises(DataError, match="9 x 12, the image 10 x 12") as caught:
+        folder(root).mask("a")
+    assert [fault.kind for fault in caught.value.faults] == ["mask of another size", "mask value without a class"]
+
+
 def test_wrong_settings(root):
     with pytest.raises(NotFoundError, match="nowhere"):
         folder(root / "nowhere")

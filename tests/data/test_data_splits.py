@@ -2,7 +2,16 @@ import codecs
 
 import pytest
 
-from knowsam.data.splits import Splits, check_against, load_splits, read_list
+from knowsam.data.splits import (
+    Splits,
+    check_against,
+    group_of,
+    inspect_splits,
+    load_splits,
+    read_groups,
+    read_list,
+    unlistable,
+)
 from knowsam.errors import ConfigError, DataError, NotFoundError
 
 GOOD = {
@@ -175,3 +184,53 @@ def test_firewall_of_the_lists():
         splits.require_readable_mask("b")
     with pytest.raises(DataError, match="none of the split lists"):
         splits.require_readable_mask("c")
+
+
+def test_inspect_returns_what_can_be_used(tmp_path):
+    files = {**GOOD, "val.txt": "p3_a\np1_b\n../x\n", "test.txt": "p4_a\np3_a\n", "labelled_10pct.txt": "p1_a\nzz\n"}
+    splits, faults = inspect_splits(write(tmp_path, files), group_regex=REGEX)
+    assert (splits.train, splits.labelled) == (("p1_a", "p1_b", "p2_a"), ("p1_a",))
+    assert (splits.val, splits.test) == (("p3_a",), ("p4_a",))  # a case belongs to one list, train first
+    assert [fault.kind for fault in faults] == ["bad list", "shared case", "shared case", "shared group", "bad list"]
+    assert [fault.cases for fault in faults if fault.kind == "shared case"] == [("p1_b",), ("p3_a",)]
+    assert inspect_splits(write(tmp_path, GOOD), group_regex=REGEX)[1] == []
+
+
+def test_groups_from_a_table(tmp_path):
+    write(tmp_path, GOOD)
+    write(tmp_path, {"groups.csv": "id,group\np1_a,A\np1_b,A\np2_a,B\np3_a,C\np4_a,D\nother,A\n"})
+    assert load_splits(tmp_path).val == ("p3_a",)
+    write(tmp_path, {"groups.csv": 'id,group\np1_a,A\np1_b,A\np2_a,B\np3_a,A\n"p4_a",\n'})
+    with pytest.raises(DataError) as caught:
+        load_splits(tmp_path)
+    assert [(fault.kind, fault.cases) for fault in caught.value.faults] == [
+        ("shared group", ("p3_a", "p1_a")),
+        ("no group", ("p4_a",)),
+    ]
+
+
+def test_tables_of_groups(tmp_path):
+    table = write(tmp_path, {"t.csv": "\ufeffimage,patient\na.png,1\nb.png,2\na.png,1\n"}) / "t.csv"
+    assert read_groups(table, "image", "patient") == {"a.png": "1", "b.png": "2"}
+    with pytest.raises(DataError, match="no column 'id'; the columns are image, patient"):
+        read_groups(table)
+    with pytest.raises(DataError, match=r"t\.csv:3: a has the groups 1 and 2"):
+        read_groups(write(tmp_path, {"t.csv": "id,group\na,1\na,2\n"}) / "t.csv")
+    with pytest.raises(NotFoundError):
+        read_groups(tmp_path / "none.csv")
+
+
+def test_group_of():
+    assert group_of("p12_x", REGEX) == "p12" and group_of("x", REGEX) is None
+    assert group_of("p12_x", r"p\d+") == "p12"
+    with pytest.raises(ConfigError):
+        group_of("x", "(")
+
+
+def test_names_that_lists_cannot_hold(tmp_path):
+    for name in ("a", "a b", "sub/a", "a#b", "é"):
+        assert unlistable(name) is None
+        (tmp_path / "x.txt").write_text(f"{name}\n", encoding="utf-8")
+        assert read_list(tmp_path / "x.txt") == [(1, name)]
+    for name in ("#a", " a", "a ", "a\nb"):
+        assert unlistable(name)

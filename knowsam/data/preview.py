@@ -1,0 +1,112 @@
+"""A picture of what training will see: labelled images with their masks, unlabelled ones as weak and strong view."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from knowsam.data.batch import Batch
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; for classes 1, 2, ...
+_COLOURS = ((240, 228, 66), (86, 180, 233), (0, 158, 115), (230, 159, 0), (204, 121, 167), (213, 94, 0), (0, 114, 178))
+_TILE, _GAP, _HEAD = 224, 8, 26
+_INK, _PAPER = (31, 35, 40), (255, 255, 255)
+
+
+def preview(
+    labelled: np.ndarray,
+    masks: np.ndarray,
+    unlabelled: np.ndarray,
+    batch: Batch,
+    *,
+    names: Sequence[str],
+    unlabelled_names: Sequence[str] = (),
+    class_names: Sequence[str],
+) -> bytes:
+    """Draw the sheet.
+
+    A row: a labelled image, its mask's contour, its augmented form; an unlabelled image, its weak and strong view.
+
+    Args:
+        labelled: uint8 (L, 3, S, S), L >= 1.
+        masks: uint8 (L, S, S) class ids.
+        unlabelled: uint8 (U, 3, S, S); U may be 0.
+        batch: what the augmenter made of these three.
+        names, unlabelled_names: ids, L and U.
+        class_names: K names.
+    Returns:
+        A PNG file.
+    """
+    heads = ["labelled image", "with its mask", "augmented, mask moved along"]
+    columns: list[list[Image.Image]] = [
+        [_tile(image) for image in labelled],
+        [_tile(image, mask) for image, mask in zip(labelled, masks, strict=True)],
+        [_tile(_bytes(i), m) for i, m in zip(batch.labelled.cpu().numpy(), batch.mask.cpu().numpy(), strict=True)],
+    ]
+    if len(unlabelled):
+        heads += ["unlabelled image", "weak view", "strong view"]
+        columns += [[_tile(image) for image in unlabelled]]
+        columns += [[_tile(_bytes(image)) for image in view.cpu().numpy()] for view in (batch.weak, batch.strong)]
+    rows = max(map(len, columns))
+    step, height = _TILE + _GAP, _TILE + _HEAD
+    sheet = Image.new("RGB", (len(columns) * step + _GAP, _HEAD + rows * height + _HEAD + _GAP), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, (head, tiles) in enumerate(zip(heads, columns, strict=True)):
+        x = _GAP + column * step
+        draw.text((x, 6), head, _INK, font)
+        for row, tile in enumerate(tiles):
+            sheet.paste(tile, (x, _HEAD + row * height))
+            if column in (0, 3):
+                name = (names if column == 0 else unlabelled_names)[row]
+                draw.text((x, _HEAD + row * height + _TILE + 4), _short(name), _INK, font)
+    x, y = _GAP, _HEAD + rows * height + 4
+    for k, name in enumerate(class_names[1:], start=1):
+        draw.rectangle((x, y + 2, x + 12, y + 14), _colour(k))
+        draw.text((x + 18, y), _short(name), _INK, font)
+        x += 40 + int(draw.textlength(_short(name), font))
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()
+
+
+def contour(mask: np.ndarray, width: int = 1) -> np.ndarray:
+    """Where a class borders on another one: bool (H, W), True on the inner side, background excepted.
+
+    Args:
+        mask: class ids (H, W).
+        width: of the line, pixels.
+    """
+    inner = mask > 0
+    edge = np.zeros_like(inner)
+    padded = np.pad(mask, width, mode="edge")
+    for dy in range(-width, width + 1):
+        for dx in range(-width, width + 1):
+            y, x = width + dy, width + dx
+            edge |= padded[y : y + mask.shape[0], x : x + mask.shape[1]] != mask
+    return edge & inner
+
+
+def _tile(image: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
+    """(3, S, S) -> a tile; the contour is drawn at the tile's own resolution, so that it stays thin."""
+    picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, 2)))
+    picture = picture.resize((_TILE, _TILE), Image.Resampling.BILINEAR)
+    if mask is None:
+        return picture
+    large = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((_TILE, _TILE), Image.Resampling.NEAREST))
+    pixels, edge = np.array(picture), contour(large, width=2)
+    for k in np.unique(large[edge]):
+        pixels[edge & (large == k)] = _colour(int(k))
+    return Image.fromarray(pixels)
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+    return np.rint(image * 255).astype(np.uint8)
+
+
+def _colour(k: int) -> tuple[int, int, int]:
+    return _COLOURS[(k - 1) % len(_COLOURS)]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 30 else f"...{text[-27:]}"

@@ -1,0 +1,202 @@
+"""Reading a user's folder once, whole: which pictures can be used, what they look like, which values masks hold."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from knowsam.data.labels import LabelTable
+from knowsam.data.layout import Layout
+from knowsam.data.looks import Look, look
+from knowsam.data.readers import is_deep, read_image, read_mask
+from knowsam.data.splits import unlistable
+from knowsam.errors import DataError, Fault, KnowsamError
+
+Value = int | tuple[int, int, int]
+"""A raw mask value: a number, or a colour."""
+
+_MOST_COLOURS = 1000
+
+
+@dataclass
+class Case:
+    """One image of the folder, and its mask if it has one.
+
+    Attributes:
+        id: path below the folder without suffix and extension.
+        image, mask: files; ``mask`` is None where there is none.
+        look: None if the image cannot be read.
+        values: raw mask value -> pixels; None without a mask that can be read and has the image's size.
+    """
+
+    id: str
+    image: Path
+    mask: Path | None = None
+    look: Look | None = None
+    values: dict[Value, int] | None = None
+
+
+@dataclass
+class Survey:
+    """What was found.
+
+    Attributes:
+        cases: with an image that can be read, sorted by id.
+        faults: images and masks that cannot be used, and why.
+        orphans: ids of masks that have no image, sorted.
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+
+
+def survey(layout: Layout, *, intensity: str = "dtype", progress: Callable[[int, int], None] | None = None) -> Survey:
+    """Read every image and every mask of a folder. A broken file is noted and passed over.
+
+    Args:
+        layout: where they lie.
+        intensity: see ``readers.to_uint8``.
+        progress: called as (cases done, cases in all).
+    Raises:
+        NotFoundError: a folder is not there.
+    """
+    images, masks, further = layout.image_files(), layout.mask_files(), layout.further_masks()
+    found = Survey(orphans=sorted(set(masks) - set(images)))
+    jobs = []
+    for case_id, files in images.items():
+        if reason := unlistable(case_id):
+            found.faults.append(Fault("image left out", f"{files[0]}: the name {case_id!r} {reason}", (case_id,)))
+        elif len(files) > 1:
+            text = f"{case_id}: several files of one name: {' and '.join(map(str, files))}"
+            found.faults.append(Fault("image left out", text, (case_id,)))
+        else:
+            jobs.append((case_id, files[0], masks.get(case_id, []) + further.get(case_id, [])))
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for n, (case, faults) in enumerate(pool.map(lambda job: _read(*job, intensity), jobs)):
+            found.faults += faults
+            if case is not None:
+                found.cases.append(case)
+            if progress:
+                progress(n + 1, len(jobs))
+    found.cases.sort(key=lambda case: case.id)
+    return found
+
+
+def _read(case_id: str, image: Path, masks: list[Path], intensity: str) -> tuple[Case | None, list[Fault]]:
+    case = Case(case_id, image)
+    try:
+        pixels = read_image(image, intensity)
+    except KnowsamError as error:
+        return None, [Fault("image left out", str(error), (case_id,))]
+    case.look = look(pixels)
+    if not masks:
+        return case, []
+    if len(masks) > 1:
+        text = f"{case_id}: has several masks, {' and '.join(map(str, masks))}; merge them into one"
+        return case, [Fault("mask not used", text, (case_id,))]
+    try:
+        raw = read_mask(masks[0])
+        if raw.shape[:2] != pixels.shape[:2]:
+            raise DataError(
+                f"{masks[0]}: the mask is {raw.shape[0]} x {raw.shape[1]}, the image {pixels.shape[0]} x "
+                f"{pixels.shape[1]} (height x width)"
+            )
+        case.values = raw_values(raw, str(masks[0]))
+    except KnowsamError as error:
+        return case, [Fault("mask not used", str(error), (case_id,))]
+    case.mask = masks[0]
+    return case, []
+
+
+def raw_values(raw: np.ndarray, where: str) -> dict[Value, int]:
+    """Pixels of each raw value of a mask.
+
+    Args:
+        raw: as ``read_mask`` gives it, (H, W) or (H, W, 3).
+        where: file name for the message.
+    Raises:
+        DataError: a photograph rather than a mask.
+    """
+    if raw.ndim == 2:
+        values, counts = np.unique(raw, return_counts=True)
+        return dict(zip(values.tolist(), counts.tolist(), strict=True))
+    wide = raw.astype(np.int64)
+    codes, counts = np.unique(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2], return_counts=True)
+    if len(codes) > _MOST_COLOURS:
+        raise DataError(f"{where}: {len(codes)} colours; a mask has one for each class")
+    return {(c >> 16, c >> 8 & 255, c & 255): n for c, n in zip(codes.tolist(), counts.tolist(), strict=True)}
+
+
+def class_pixels(values: Mapping[Value, int], table: LabelTable) -> tuple[np.ndarray, list[Value]]:
+    """Pixels of each class in a mask, and the raw values that have no class.
+
+    Args:
+        values: of the mask.
+        table: which value is which class.
+    Returns:
+        int64 (K,); the strange values.
+    """
+    pixels, strange = np.zeros(table.num_classes, np.int64), []
+    for value, count in values.items():
+        raw = np.array([[value]], np.uint8 if isinstance(value, tuple) else np.uint16)
+        try:
+            pixels[int(table.apply(raw)[0, 0])] += count
+        except DataError:
+            strange.append(value)
+    return pixels, strange
+
+
+def without_strange_masks(cases: Iterable[Case], table: LabelTable) -> tuple[list[Case], list[Fault]]:
+    """The cases, those masks taken away that hold a value without a class."""
+    kept, faults = [], []
+    for case in cases:
+        strange = class_pixels(case.values, table)[1] if case.values is not None else []
+        if strange:
+            shown = ", ".join(f"{show_value(v)} ({case.values[v]} pixels)" for v in sorted(strange, key=str)[:8])
+            more = ", ..." if len(strange) > 8 else ""
+            faults.append(Fault("mask not used", f"{case.mask}: no class has the values {shown}{more}", (case.id,)))
+            case = Case(case.id, case.image, None, case.look, None)
+        kept.append(case)
+    return kept, faults
+
+
+def show_value(value: Value) -> str:
+    """``255``, or ``[255, 0, 0]``, as YAML has them."""
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def suggest_intensity(images: Iterable[Path], sample: int = 32) -> tuple[str, str]:
+    """The ``intensity`` that fits the files, and why in a few words (nothing where it is the usual one).
+
+    Pictures of 8 bits need no scaling. Those of 16 bits seldom use their range: read as they are, they would be black.
+
+    Args:
+        sample: so many of the files with more than 8 bits are decoded.
+    """
+    deep = []
+    for path in images:
+        try:
+            if is_deep(path):
+                deep.append(path)
+        except KnowsamError:
+            continue  # the survey tells of it
+    brightest = []
+    for path in deep[:: max(1, len(deep) // sample)]:
+        try:
+            brightest.append(int(read_image(path, "dtype").max()))
+        except DataError as error:
+            try:
+                read_image(path, "percentile")
+            except KnowsamError:
+                continue  # broken under any rule
+            return "percentile", f"{len(deep)} images hold more than 8 bits, and not all in a known range ({error})"
+        except KnowsamError:
+            continue
+    if brightest and np.median(brightest) < 128:
+        share = f"{100 * float(np.median(brightest)) / 255:.0f} %"
+        return "percentile", f"{len(deep)} images hold more than 8 bits, of whose range they use about {share}"
+    return "dtype", ""

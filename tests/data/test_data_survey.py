@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from knowsam.data.label_guess import guess_labels
+from knowsam.data.labels import LabelTable
+from knowsam.data.layout import find_layout
+from knowsam.data.survey import class_pixels, raw_values, suggest_intensity, survey, without_strange_masks
+from knowsam.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for name in "abcdef":
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(rng.integers(0, 2, (20, 24), np.uint8) * 255).save(tmp_path / "masks" / f"{name}.png")
+    return tmp_path
+
+
+def test_a_good_folder(folder):
+    (folder / "masks" / "f.png").unlink()
+    seen = []
+    found = survey(find_layout(folder), progress=lambda done, total: seen.append((done, total)))
+    assert [case.id for case in found.cases] == list("abcdef") and found.faults == [] and found.orphans == []
+    assert [case.values is not None for case in found.cases] == [True] * 5 + [False]
+    assert found.cases[0].values.keys() == {0, 255} and sum(found.cases[0].values.values()) == 480
+    assert seen[-1] == (6, 6)
+
+
+def test_every_broken_file_is_told_and_passed_over(folder):
+    images, masks = folder / "images", folder / "masks"
+    (images / "a.png").write_bytes((images / "a.png").read_bytes()[:300])
+    (masks / "b.png").write_bytes(b"")
+    Image.new("L", (20, 24)).save(masks / "c.png")  # width and height swapped
+    Image.new("RGB", (4, 4)).save(images / "d.jpg")
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 24, 3), np.uint8)).resize((99, 99)).save(
+        masks / "e.png"
+    )
+    Image.new("L", (9, 9)).save(masks / "g.png")
+    Image.new("L", (9, 9)).save(images / "#h.png")
+    found = survey(find_layout(folder))
+    told = {(fault.kind, fault.cases[0]): fault.text for fault in found.faults}
+    assert set(told) == {
+        ("image left out", "a"),
+        ("mask not used", "b"),
+        ("mask not used", "c"),
+        ("image left out", "d"),
+        ("mask not used", "e"),
+        ("image left out", "#h"),
+    }
+    assert "truncated" in told["image left out", "a"] and "0 bytes" in told["mask not used", "b"]
+    assert "24 x 20, the image 20 x 24" in told["mask not used", "c"]
+    assert "d.jpg" in told["image left out", "d"] and "d.png" in told["image left out", "d"]
+    assert found.orphans == ["g"]
+    assert [case.id for case in found.cases if case.values is not None] == ["f"]
+
+
+def test_numbered_masks_are_not_half_used(folder):
+    for name in "abcdef":
+        (folder / "masks" / f"{name}.png").rename(folder / "masks" / f"{name}_mask.png")
+    Image.new("L", (24, 20)).save(folder / "masks" / "b_mask_1.png")
+    found = survey(find_layout(folder))
+    (fault,) = found.faults
+    assert fault.cases == ("b",) and "merge them into one" in fault.text
+    assert [case.id for case in found.cases if case.values is not None] == list("acdef")
+
+
+def test_strange_values_cost_the_mask(folder):
+    mask = np.array(Image.open(folder / "masks" / "b.png"))
+    mask[0, :3] = 7
+    Image.fromarray(mask).save(folder / "masks" / "b.png")
+    found = survey(find_layout(folder))
+    cases, faults = without_strange_masks(found.cases, LabelTable({0: 0, 1: 255}, 2))
+    assert [case.id for case in cases if case.values is None] == ["b"]
+    assert [fault.cases for fault in faults] == [("b",)] and "7 (3 pixels)" in faults[0].text
+
+
+def test_class_pixels():
+    table = LabelTable({0: 0, 1: [1, 255]}, 2)
+    pixels, strange = class_pixels({0: 5, 1: 2, 255: 3, 9: 4}, table)
+    assert pixels.tolist() == [5, 5] and strange == [9]
+    colours = LabelTable({0: [[0, 0, 0]], 1: [[255, 0, 0]]}, 2)
+    pixels, strange = class_pixels({0: 5, (255, 0, 0): 2, (0, 9, 0): 1}, colours)
+    assert pixels.tolist() == [5, 2] and strange == [(0, 9, 0)]
+
+
+def test_photographs_are_no_masks():
+    with pytest.raises(DataError, match="colours; a mask has one for each class"):
+        raw_values(np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8), "x.png")
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.full((8, 8), 200, np.uint8), "dtype"),
+        (np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16), "dtype"),
+        (np.linspace(0, 4095, 64).reshape(8, 8).astype(np.uint16), "percentile"),
+        (np.linspace(0, 1, 64).reshape(8, 8).astype(np.float32), "dtype"),
+        (np.linspace(-1000, 900, 64).reshape(8, 8).astype(np.float32), "percentile"),
+    ],
+)
+def test_intensity(tmp_path, array, expected):
+    Image.fromarray(array).save(tmp_path / "x.tif")
+    intensity, why = suggest_intensity([tmp_path / "x.tif"])
+    assert intensity == expected and bool(why) == (expected != "dtype")
+
+
+def masks(*values, count=10):
+    """``count`` masks with the same values, 100 pixels each."""
+    return {f"m{n}": dict.fromkeys(values, 100) for n in range(count)}
+
+
+R, G, K = (255, 0, 0), (0, 255, 0), (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "labels", "threshold", "classes"),
+    [
+        (masks(0, 255), {0: 0, 1: 255}, None, 2),
+        (masks(0, 1), None, None, 2),
+        (masks(0, 1, 2, 3), None, None, 4),
+        (masks(0, 85, 170, 255), {0: 0, 1: 85, 2: 170, 3: 255}, None, 4),
+        (masks(0, 127), {0: 0, 1: 127}, None, 2),
+        (masks(1, 2), {0: 1, 1: 2}, None, 2),
+        (masks(0, 1) | {"x": {0: 10, 255: 10}, "y": {0: 10, 255: 10}}, {0: 0, 1: [1, 255]}, None, 2),
+        (masks(K, R, G), {0: [list(K)], 1: [list(G)], 2: [list(R)]}, None, 3),
+        ({"grey": {0: 10}, **masks(0, R)}, {0: [list(K)], 1: [list(R)]}, None, 2),  # (0, 0, 0) was read as 0
+        ({f"m{n}": {v: 1 for v in range(12)} | {0: 900, 255: 90, 250: 5} for n in range(9)}, None, 127, 2),
+        ({**masks(0, 255, count=20), "slip": {0: 5, 255: 5, 7: 1}}, {0: 0, 1: 255}, None, 2),
+        ({**masks(0, 1, 2, count=40), "slip": {0: 5, 9: 1}}, None, None, 3),
+        ({**masks(0, 1, count=20), "rare": {0: 5, 2: 1}}, None, None, 3),  # 0, 1, 2: a rare class, no slip
+    ],
+)
+def test_labels_are_worked_out(found, labels, threshold, classes):
+    guess = guess_labels(found)
+    assert (guess.labels, guess.threshold, guess.num_classes) == (labels, threshold, classes)
+    table = LabelTable(guess.labels, guess.num_classes, threshold=guess.threshold)
+    strange = [i for i, values in found.items() if class_pixels(values, table)[1]]
+    assert strange == [i for i in found if i == "slip"]
+    assert ("mistake" in guess.reason) == ("slip" in found)
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ({}, "no mask that can be used"),
+        (masks(0), "value 0 only"),
+        (masks(*range(0, 120, 4)), "no obvious set of classes"),
+        (masks(*((n, 0, 9) for n in range(30))), "30 colours"),
+    ],
+)
+def test_what_has_no_obvious_meaning_is_asked_for(found, says):
+    with pytest.raises(DataError, match=says) as caught:
+        guess_labels(found)
+    assert "--" in caught.value.hint
