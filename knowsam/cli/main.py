@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": ("knowsam.cli.evaluate", "measure finished runs on their test cases and compare them"),
     "compare": ("knowsam.cli.compare", "statistics over seeds and cases: tables, tests against a baseline, plots"),
     "sweep": ("knowsam.cli.sweep", "run many trials from one sweep file, resumable, on one machine or many"),
+    "benchmark": ("knowsam.cli.benchmark", "measure steps, data, prediction and start-up against the machine's limit"),
     "convert": ("knowsam.cli.convert", "make a run folder of a checkpoint of the published code"),
 }
 """Name -> (module, help). A module has ``add_arguments(parser)`` and ``run(args) -> int``; imports go into ``run``."""

@@ -55,12 +55,15 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from knowsam.engine import distributed
+    from knowsam.engine.memory import keep_freed_memory
 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
     # Others wait while rank 0 decodes the cache or validates.
     rank = distributed.setup(config.train.device, timeout=3600)
+    if rank.device.type == "cpu":
+        keep_freed_memory()
     try:
         if args.dry_run or args.overfit_one_batch:
             from knowsam.cli import trial
@@ -90,6 +93,7 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
     from knowsam.data.check import check_quick
     from knowsam.engine.distributed import call_on_main
     from knowsam.engine.log import Counter, say
+    from knowsam.engine.precision import store_frozen
     from knowsam.engine.runfolder import RunFolder
     from knowsam.engine.train import autocast_dtype, train
     from knowsam.errors import ConfigError, DataError
@@ -110,6 +114,7 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
             return True
         built = build.build_method(config)
         method = built.method.to(rank.device)
+        store_frozen(method, autocast_dtype(config.train.precision))
         optimizers = build.build_optimizers(config, method)
         augmenter = build.build_augmenter(config)
         with Counter("decoding images") as progress:

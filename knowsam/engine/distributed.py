@@ -101,13 +101,11 @@ def all_reduce_mean(values: Mapping[str, float]) -> dict[str, float]:
     return {name: mean[name] for name in values}
 
 
-def all_true(flag: bool) -> bool:
-    """True when the flag holds on every rank, so that one rank's non-finite loss stops all before the update."""
-    if world_size() == 1:
-        return bool(flag)
-    least = torch.tensor(int(bool(flag)), device=_collective_device())
-    dist.all_reduce(least, op=dist.ReduceOp.MIN)
-    return bool(least.item())
+def all_reduce_min_(values: torch.Tensor) -> torch.Tensor:
+    """Replace each value by its smallest over the ranks, in place, without making the host wait for a GPU."""
+    if world_size() > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MIN)
+    return values
 
 
 def broadcast_object(value: T, source: int = 0) -> T:

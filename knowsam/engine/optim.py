@@ -55,7 +55,7 @@ def sgd(
     warmup: int = 0,
 ) -> ScheduledOptimizer:
     """Stochastic gradient descent; the defaults are KnowSAM's for the subnets."""
-    optimizer = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
+    optimizer = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
     return ScheduledOptimizer(optimizer, lr, schedule, warmup)
 
 

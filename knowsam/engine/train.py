@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +13,12 @@ from knowsam.engine import distributed
 from knowsam.engine.checkpoint import environment_fingerprint, save_checkpoint
 from knowsam.engine.distributed import Rank
 from knowsam.engine.evaluate import Evaluation
+from knowsam.engine.guard import StepGuard
 from knowsam.engine.log import MetricsLog, Progress
 from knowsam.engine.optim import ScheduledOptimizer
 from knowsam.engine.runfolder import RunFolder
-from knowsam.errors import DataError, KnowsamError, NumericError
+from knowsam.engine.spans import span
+from knowsam.errors import DataError, KnowsamError
 from knowsam.methods.base import SSLMethod
 from knowsam.signals import StopSignal
 
@@ -152,6 +153,7 @@ def train(
     batches = zip(range(first, last), loader, strict=True)
     progress = Progress(max_steps, start_step=state.step, log_every=log_every)
     stop = StopSignal()
+    guard = StepGuard(streams, run, rank.device)
     try:
         with log, progress, stop:
             while state.step < max_steps:
@@ -160,46 +162,58 @@ def train(
                     item.optimizer.zero_grad(set_to_none=True)
                 rates = {f"lr_{name}": item.set_lr(step, max_steps) for name, item in optimizers.items()}
                 sums: dict[str, Tensor] = {}
+                taken: list[int] = []
                 for micro in range(accumulate):
-                    t, raw = next(batches)
-                    raw = RawBatch(*(x.to(rank.device, non_blocking=True) for x in raw))
-                    batch = augmenter(*raw, seed=derive_seed(seed, "augment", rank.rank, t))
+                    with span("data"):
+                        t, raw = next(batches)
+                        taken.append(t)
+                        raw = RawBatch(*(x.to(rank.device, non_blocking=True) for x in raw))
+                    with span("augmentation"):
+                        batch = augmenter(*raw, seed=derive_seed(seed, "augment", rank.rank, t))
                     # Dropout of batch t depends on t alone, so resuming needs no generator state.
                     torch.manual_seed(derive_seed(seed, "noise", rank.rank, t) & 0xFFFFFFFF)
                     # Gradients are exchanged once per update, with the last micro-batch.
                     last_micro = micro == accumulate - 1
                     with contextlib.nullcontext() if last_micro or runner is method else runner.no_sync():
-                        with autocast(rank.device, precision):
+                        with span("losses"), autocast(rank.device, precision):
                             out = runner(batch, step)
                         total = torch.stack([term.float() for term in out.losses.values()]).sum()
-                        _refuse_non_finite(total, out.losses, t, step, streams, run)
-                        scaler.scale(total / accumulate).backward()
+                        with span("backward"):
+                            scaler.scale(total / accumulate).backward()
                     for name, value in {"loss": total, **out.losses, **out.monitors}.items():
                         sums[name] = sums.get(name, 0.0) + value.detach().float()
+                terms = {name: sums[name] for name in out.losses}
+                guard.watch(terms, sums["loss"], step, taken, [item.optimizer for item in optimizers.values()])
                 norms: dict[str, Tensor] = {}
-                for name, item in optimizers.items():
-                    if clip_norm > 0:
-                        scaler.unscale_(item.optimizer)
-                        norms[f"grad_norm_{name}"] = nn.utils.clip_grad_norm_(item.parameters, clip_norm)
-                    scaler.step(item.optimizer)
+                with span("optimizers"):
+                    for name, item in optimizers.items():
+                        if clip_norm > 0:
+                            scaler.unscale_(item.optimizer)
+                            norms[f"grad_norm_{name}"] = nn.utils.clip_grad_norm_(item.parameters, clip_norm)
+                        scaler.step(item.optimizer)
                 scaler.update()
                 method.after_step(step)
                 state.step = step + 1
 
                 finished = state.step == max_steps
                 values = None
+                validates, saves = (state.step % every == 0 for every in (validate_every, checkpoint_every))
+                if finished or validates or saves:
+                    guard.settle()
                 if state.step % log_every == 0 or finished:
                     values = _to_floats({**{name: value / accumulate for name, value in sums.items()}, **norms})
                     values = distributed.all_reduce_mean(values)
                 progress.update(state.step, values and _by_kind(values, out.losses), images=images_per_step)
                 if values is not None:
                     log.write("train", state.step, {**values, **rates, "images_per_second": progress.images_per_second})
-                if state.step % validate_every == 0 or finished:
+                if validates or finished:
                     with progress.paused():
                         state.best = distributed.call_on_main(lambda: (run_validation(), state.best)[1])
                 # One rank's signal stops all of them after the same step.
-                going_on = distributed.all_true(not stop.name) and state.step != stop_at
-                if state.step % checkpoint_every == 0 or finished or not going_on:
+                going_on = guard.all_go_on(not stop.name) and state.step != stop_at
+                if not going_on:
+                    guard.settle()
+                if saves or finished or not going_on:
                     with progress.paused():
                         differing = distributed.replicas_equal(method)
                         assert not differing, f"replicas differ after step {state.step}: {differing[:5]}"
@@ -254,25 +268,3 @@ def _by_kind(values: Mapping[str, float], terms: Mapping[str, Tensor]) -> dict[s
         kind = name.partition("_")[0]
         kinds[kind] = kinds.get(kind, 0.0) + values[name]
     return kinds
-
-
-def _refuse_non_finite(
-    total: Tensor, losses: Mapping[str, Tensor], t: int, step: int, streams: TwoStreams, run: RunFolder
-) -> None:
-    if distributed.all_true(bool(torch.isfinite(total))):
-        return
-    bad = [name for name, term in losses.items() if not torch.isfinite(term)]
-    if not bad:  # another rank's
-        raise NumericError(
-            f"step {step}: a loss term is not finite on another rank; nothing was updated",
-            hint=f"That rank lists its terms and its batch in {run.errors}.",
-        )
-    cases = {stream: [getattr(streams, stream).ids[i] for i in streams.indices(stream, t)] for stream in streams.batch}
-    record = {"step": step, "terms": {k: str(v.item()) for k, v in losses.items()}, "cases": cases}
-    name = run.errors / f"nonfinite-step{step}-rank{distributed.rank()}.json"
-    run.errors.mkdir(exist_ok=True)
-    run.write_json(Path(name), record)
-    raise NumericError(
-        f"step {step}: not finite: {', '.join(bad)}; nothing was updated with it. The batch is listed in {name}",
-        hint="Lower optim.*.lr, set train.clip_norm, or use train.precision=fp32 or bf16.",
-    )

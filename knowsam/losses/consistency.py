@@ -1,5 +1,7 @@
 """Agreement of two views or two networks. The target never receives gradient."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,11 +19,11 @@ def consistency_loss(logits: Tensor, target_logits: Tensor) -> Tensor:
         arXiv:2412.13742 (cross-network consistency of KnowSAM).
     """
     log_probs = logits.float().log_softmax(1)
-    likeliest = log_probs.detach().argmax(1, keepdim=True)
-    # log(1 - p) of the likeliest class from the *other* classes' logits: 1 - p itself rounds to 0 where the student is
-    # sure, and a clamp there would take away the gradient just where the target disagrees most.
-    others = log_probs.scatter(1, likeliest, -torch.inf).logsumexp(1, keepdim=True)
-    log_complement = torch.log1p(-log_probs.exp().scatter(1, likeliest, 0.0)).scatter(1, likeliest, others)
+    # log(1 - p) of a class above 1/2 from the *other* classes' logits: 1 - p itself rounds to 0 where the student is
+    # sure, and a clamp there would take away the gradient just where the target disagrees most. No pixel has two.
+    above = log_probs.detach() > -math.log(2)
+    others = log_probs.masked_fill(above, -torch.inf).logsumexp(1, keepdim=True)
+    log_complement = torch.where(above, others, torch.log1p(-log_probs.exp().masked_fill(above, 0.0)))
     target = target_logits.detach().float().softmax(1)
     return -(target * log_probs + (1 - target) * log_complement).mean()
 

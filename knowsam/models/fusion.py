@@ -11,10 +11,10 @@ def _branch(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, hidden, 3, padding=1, bias=False),
         nn.BatchNorm2d(hidden),
-        nn.LeakyReLU(0.2),
+        nn.LeakyReLU(0.2, inplace=True),
         nn.Conv2d(hidden, out_channels, 1, bias=False),
         nn.BatchNorm2d(out_channels),
-        nn.LeakyReLU(0.2),
+        nn.LeakyReLU(0.2, inplace=True),
     )
 
 
@@ -37,7 +37,9 @@ class FusionHead(nn.Module):
         self.agreement = _branch(num_classes, 16, 16)
         self.certainty = _branch(2, 16, 16)
         self.logits = _branch(2 * num_classes, 16, 32)
-        self.merge = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.LeakyReLU(0.2))
+        self.merge = nn.Sequential(
+            nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.LeakyReLU(0.2, inplace=True)
+        )
         self.head = nn.Conv2d(64, num_classes, 3, padding=1)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def test_without_a_group(monkeypatch):
     assert distributed.setup("cpu") == distributed.Rank(0, 1, 0, torch.device("cpu"))
     assert distributed.is_main() and distributed.rank() == 0 and distributed.world_size() == 1
     assert distributed.all_reduce_mean({"a": 1.5}) == {"a": 1.5}
-    assert distributed.all_true(True) and not distributed.all_true(False)
+    assert distributed.all_reduce_min_(torch.tensor([1.0, 0.0])).tolist() == [1, 0]
     assert distributed.broadcast_object("x") == "x"
     assert distributed.call_on_main(max, 1, 2) == 2
     assert distributed.replicas_equal(nn.Linear(1, 1)) == []
@@ -61,8 +61,7 @@ def _two(rank: int, port: int) -> None:
     values = {"a": 1.0, "b": 10.0} if rank == 0 else {"b": 20.0, "a": 2.0}
     assert distributed.all_reduce_mean(values) == {"a": 1.5, "b": 15.0}
     assert list(distributed.all_reduce_mean(values)) == list(values)
-    assert distributed.all_true(True)
-    assert not distributed.all_true(rank == 0)
+    assert distributed.all_reduce_min_(torch.tensor([1.0, float(rank == 0)])).tolist() == [1, 0]
     assert distributed.broadcast_object({"from": rank}) == {"from": 0}
     assert distributed.broadcast_object({"from": rank}, source=1) == {"from": 1}
 

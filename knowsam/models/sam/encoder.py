@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from knowsam.models.sam.official import Attention, Block, ImageEncoderViT
 
 PATCH_SIZE = 16
+FEW_WEIGHTS = 512 * 512
+"""Attention weights per head up to which they are kept for the backward pass on a CPU."""
 
 
 def attach(owner: nn.Module, hook: str, module: nn.Module, hooks: Sequence[str]) -> None:
@@ -58,19 +60,20 @@ class SamAttention(Attention):
         Returns:
             (B, H, W, d).
         """
-        batch, height, width, dim = x.shape
+        _, height, width, dim = x.shape
         projected = self.project(x)  # (B, H, W, 3d)
         if not window or (height == window and width == window):
             return self.proj(self._attend_windows(projected, (height, width), (height, width), None))
-        out = x.new_empty(batch, height, width, dim, dtype=projected.dtype)
         padding = self.project(x.new_zeros(1, 1, 1, dim)) if height % window or width % window else None
-        for rows in _bands(height, window):
-            for columns in _bands(width, window):
-                size = (min(window, rows.stop - rows.start), min(window, columns.stop - columns.start))
-                out[:, rows, columns] = self._attend_windows(
-                    projected[:, rows, columns], size, (window, window), padding
-                )
-        return self.proj(out)
+        # split and cat: their gradients are a cat and views, where slices would each fill and add a whole grid
+        bands = []
+        for band in projected.split(_parts(height, window), dim=1):
+            parts = []
+            for part in band.split(_parts(width, window), dim=2):
+                size = (min(window, part.shape[1]), min(window, part.shape[2]))
+                parts.append(self._attend_windows(part, size, (window, window), padding))
+            bands.append(torch.cat(parts, dim=2))
+        return self.proj(torch.cat(bands, dim=1))
 
     def project(self, x: Tensor) -> Tensor:
         """(..., d) -> queries, keys and values (..., 3d)."""
@@ -92,7 +95,7 @@ class SamAttention(Attention):
         """
         batch, (height, width) = len(projected), size
         down, across = projected.shape[1] // height, projected.shape[2] // width
-        qkv = projected.view(batch, down, height, across, width, 3, self.num_heads, -1)
+        qkv = projected.reshape(batch, down, height, across, width, 3, self.num_heads, -1)
         qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, batch * down * across, self.num_heads, height * width, -1)
         q, k, v = qkv.unbind(0)  # (N, heads, hw, c) each, N = B m n windows
         extra = None
@@ -140,23 +143,32 @@ class SamAttention(Attention):
             parts_q.append(logit.to(q.dtype))
             parts_k.append(q.new_zeros(1).expand(*k.shape[:3], 1))
         if len(parts_q) == 1:
-            return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+            return _attention(self.scale * q, k, v)
         q, k = torch.cat(parts_q, -1), torch.cat(parts_k, -1)
         if padding is not None:
             own = q.new_zeros(q.shape[-1])
             own[-1] = 1
             k = torch.cat([k, own.expand(*k.shape[:2], 1, -1)], 2)
             v = torch.cat([v, padding_value.to(v.dtype).expand(len(v), -1, -1, -1)], 2)
-        channels = v.shape[-1]
-        # the fused kernels want keys and values of one width
-        v = F.pad(v, (0, q.shape[-1] - channels))
-        return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :channels]
+        return _attention(q, k, v)
 
 
-def _bands(length: int, window: int) -> list[slice]:
-    """The part of an axis that whole windows fill, and the rest; what is empty is left out."""
-    whole = length - length % window
-    return [band for band in (slice(0, whole), slice(whole, length)) if band.start < band.stop]
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T) v for q, k (..., c) and v (..., d), d <= c, the scale being in q already."""
+    # On CPUs the backward pass of torch's fused kernel takes twice as long as three products, which cost memory.
+    few = q.shape[-2] * k.shape[-2] <= FEW_WEIGHTS
+    if q.device.type == "cpu" and few and torch.is_grad_enabled() and (q.requires_grad or v.requires_grad):
+        return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+    channels = v.shape[-1]
+    # the fused kernels want keys and values of one width
+    v = F.pad(v, (0, q.shape[-1] - channels))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :channels]
+
+
+def _parts(length: int, window: int) -> list[int]:
+    """Lengths of the part of an axis that whole windows fill, and of the rest; what is empty is left out."""
+    rest = length % window
+    return [part for part in (length - rest, rest) if part]
 
 
 def _one_hot_places(height: int, width: int, like: Tensor) -> Tensor:
@@ -312,7 +324,8 @@ class SamImageEncoder(ImageEncoderViT):
                 f"images are {tuple(images.shape)}; this encoder was built for (B, 3, {self.image_size}, "
                 f"{self.image_size}): resize them, or build it with another image_size"
             )
-        x = self.patch_embed(images) + self.pos_embed  # (B, E, E, d)
+        # The convolution's channels-first memory would pass through every residual sum and slow all of them.
+        x = self.patch_embed(images).contiguous() + self.pos_embed  # (B, E, E, d)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)

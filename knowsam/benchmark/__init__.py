@@ -1,0 +1,1 @@
+"""Measures this package on the machine at hand, against the machine's own limits."""

@@ -1,0 +1,31 @@
+"""Medians, spreads and ratios of paired measurements."""
+
+import statistics
+from collections.abc import Sequence
+
+
+def median(values: Sequence[float]) -> float:
+    """Middle value."""
+    return statistics.median(values)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half the distance between the quartiles, as a fraction of the median: how far a single measurement may be off."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / 2 / median(values)
+
+
+def paired_ratio(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """How many times longer the first takes: median of the ratios pair by pair, with the smallest and the largest.
+
+    Args:
+        first, second: measured in turn, so that value i of both met the same state of the machine.
+    Raises:
+        ValueError: different lengths, or nothing measured.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"need as many measurements of both, at least one; got {len(first)} and {len(second)}")
+    ratios = [a / b for a, b in zip(first, second, strict=True)]
+    return median(ratios), min(ratios), max(ratios)

@@ -1,0 +1,248 @@
+"""The measurements: steps in pairs, parts alone, data, prediction, start-up, two processes."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from knowsam.benchmark.measure import median, paired_ratio, spread
+from knowsam.benchmark.worker import PARTS, Subject, Trainee, random_streams
+from knowsam.config import REPOSITORY, Config
+
+ORDER = ("data", "augmentation", *dict.fromkeys(PARTS.values()), "losses", "backward", "optimizers")
+"""Parts of a step, in the order in which they run; ``losses`` is what of the forward pass is left."""
+
+
+def steps(
+    subjects: Sequence[Subject],
+    *,
+    repeats: int,
+    warmup: int = 2,
+    flops: bool = True,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Training steps of several subjects in turn: one each, then again, so that all meet the same machine.
+
+    Args:
+        subjects: the first is what the others are compared with.
+        repeats: steps of each that count.
+        warmup: steps before, of which the last ones settle the memory.
+        flops: count the floating-point operations of one more step.
+        progress: told what goes on.
+    Returns:
+        For each subject ``seconds`` and ``cpu_seconds`` (lists), ``parts`` (medians), ``memory``, ``flops``, ``facts``,
+        and after the first ``faster``: median, smallest and largest of the ratios first / this one, pair by pair.
+    """
+    with ExitStack() as stack:
+        trainees = [stack.enter_context(Trainee(subject)) for subject in subjects]
+        found: list[dict[str, Any]] = []
+        for trainee in trainees:
+            progress(f"{trainee.subject.name}: building, {warmup} steps to warm up")
+            facts = trainee.facts()
+            trainee.steps(warmup)
+            found.append({"name": trainee.subject.name, "subject": trainee.subject, "facts": facts, "steps": []})
+        for turn in range(repeats):
+            progress(f"step {turn + 1} of {repeats}")
+            for trainee, entry in zip(trainees, found, strict=True):
+                entry["steps"] += trainee.steps(1)
+        for trainee, entry in zip(trainees, found, strict=True):
+            entry["memory"] = trainee.memory()
+            if trainee.subject.processes > 1:
+                entry["facts"] = trainee.facts()
+            if flops:
+                progress(f"{trainee.subject.name}: counting operations")
+                entry["flops"] = trainee.steps(1, flops=True)[0]["flops"]
+    for entry in found:
+        done = entry.pop("steps")
+        entry["seconds"] = [step["seconds"] for step in done]
+        entry["cpu_seconds"] = [step["cpu_seconds"] for step in done]
+        entry["parts"] = {
+            part: median([step["parts"].get(part, 0.0) for step in done])
+            for part in ORDER
+            if any(part in step["parts"] for step in done)
+        }
+        entry["images_per_second"] = entry["facts"]["images"] / median(entry["seconds"])
+        entry["spread"] = spread(entry["seconds"])
+    for entry in found[1:]:
+        entry["faster"] = paired_ratio(found[0]["seconds"], entry["seconds"])
+        entry["faster_cpu"] = paired_ratio(found[0]["cpu_seconds"], entry["cpu_seconds"])
+    return found
+
+
+def parts(config: Config, device: torch.device, *, repeats: int) -> list[dict[str, Any]]:
+    """SAM's encoder, its decoder and the students alone, forward and backward, at the experiment's batch.
+
+    Returns:
+        For each ``name``, ``seconds`` (median), ``spread`` and ``flops``, the useful ones: attention counts once per
+        pair of real tokens and real channel, whatever the kernel computes beside.
+    """
+    from knowsam import build
+    from knowsam.engine.precision import store_frozen
+    from knowsam.engine.train import autocast, autocast_dtype
+
+    method = build.build_method(config).method.to(device).train()
+    store_frozen(method, autocast_dtype(config.train.precision))
+    side, count = config.data.image_size, config.data.labelled_batch + config.data.unlabelled_batch
+    images = torch.rand(count, 3, side, side, device=device)
+    precision = config.train.precision
+
+    def both_ways(forward: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            with autocast(device, precision):
+                out = forward()
+            outputs = list(out.values()) if isinstance(out, dict) else [out]
+            torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+
+        return run
+
+    measured: dict[str, Callable[[], None]] = {}
+    guide = getattr(method, "sam_guide", None)
+    if guide is not None:
+        with torch.no_grad(), autocast(device, precision):
+            embedding = guide.encode(images)
+        coarse = torch.randn(count, config.num_classes, side, side, device=device)
+        measured["SAM encoder"] = both_ways(lambda: guide.encode(images))
+        measured["SAM prompts and decoder"] = both_ways(
+            lambda: guide.decode(embedding.detach().requires_grad_(), coarse, side)
+        )
+    if hasattr(method, "students"):
+        measured["students"] = both_ways(lambda: method.students(images))
+    found = []
+    for name, run in measured.items():
+        operations = _useful_flops(run)
+        if name == "SAM encoder":
+            operations += _attention_flops(guide.image_encoder, count)
+        times = _times(run, device, repeats)
+        found.append({"name": name, "seconds": median(times), "spread": spread(times), "flops": operations})
+    return found
+
+
+def _useful_flops(run: Callable[[], Any]) -> int:
+    """Operations of linear layers and convolutions; batched products are attention's and counted apart."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    counts = counter.get_flop_counts()["Global"]
+    return sum(n for op, n in counts.items() if "bmm" not in str(op) and "attention" not in str(op))
+
+
+def _attention_flops(encoder: torch.nn.Module, images: int) -> int:
+    """Of softmax(q k^T) v over real tokens: two products forward, four backward."""
+    grid, width = encoder.image_size // 16, encoder.width
+    total = 0
+    for block in encoder.blocks:
+        window = block.window_size or grid
+        sides = [min(window, grid - begin) for begin in range(0, grid, window)]
+        pairs = sum((height * across) ** 2 for height in sides for across in sides)
+        total += 6 * 2 * pairs * width
+    return images * total
+
+
+def data(config: Config, device: torch.device, *, batches: int = 50) -> dict[str, float]:
+    """Images/s of the two streams with their augmentation, on the calling thread and on ``device``."""
+    from types import SimpleNamespace
+
+    from knowsam import build
+    from knowsam.data.streams import RawBatch
+
+    streams = random_streams(config, SimpleNamespace(rank=0, world_size=1))
+    augmenter = build.build_augmenter(config)
+    found = {}
+    for name, augmented in (("read", False), ("read and augmented", True)):
+        begin = None
+        for t, raw in enumerate(streams.loader(0, batches + 3)):
+            if t == 3:
+                _synchronize(device)
+                begin = time.perf_counter()
+            raw = RawBatch(*(x.to(device) for x in raw))
+            if augmented:
+                augmenter(*raw, seed=t)
+        _synchronize(device)
+        found[name] = batches * sum(streams.batch.values()) / (time.perf_counter() - begin)
+    return found
+
+
+def inference(
+    config: Config, device: torch.device, *, repeats: int, batch_sizes: Sequence[int] = (1, 4, 16)
+) -> list[dict[str, Any]]:
+    """The deployed network alone: seconds a batch and images/s, by precision and batch size."""
+    from knowsam import build
+    from knowsam.engine.train import autocast
+
+    side = config.data.image_size
+    network = build.build_method(config).method.inference_model().to(device).eval()
+    found = []
+    for precision in ("fp32", "bf16"):
+        for size in batch_sizes:
+            images = torch.rand(size, 3, side, side, device=device)
+
+            def run(images: torch.Tensor = images, precision: str = precision) -> None:
+                with torch.no_grad(), autocast(device, precision):
+                    network(images)
+
+            times = _times(run, device, repeats)
+            row = {"precision": precision, "batch": size, "seconds": median(times), "spread": spread(times)}
+            found.append(row | {"images_per_second": size / median(times)})
+    return found
+
+
+STARTS: Mapping[str, Sequence[str]] = {
+    "import knowsam": ("-c", "import knowsam"),
+    "train --help": ("tools/train.py", "--help"),
+    "train --print-config": ("tools/train.py", "experiments/quickstart.yaml", "--print-config"),
+}
+
+
+def startup(*, repeats: int) -> list[dict[str, Any]]:
+    """Seconds from launch until a command has answered, and until the quick start's first step (its cache is there)."""
+    found = []
+    for name, words in STARTS.items():
+        times = []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, *words], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+            times.append(time.perf_counter() - begin)
+        found.append({"name": name, "seconds": median(times), "spread": spread(times)})
+    times = [_first_step() for _ in range(repeats + 1)][1:]  # the first fills the cache
+    return [*found, {"name": "quick start, first step", "seconds": median(times), "spread": spread(times)}]
+
+
+def _first_step() -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["tools/train.py", "experiments/quickstart.yaml", "train.log_every=1", f"run={Path(folder) / 'run'}"]
+        begin = time.perf_counter()
+        with subprocess.Popen(
+            [sys.executable, "-u", *words], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            assert process.stdout is not None
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if line.lstrip().startswith("step "):
+                    seconds = time.perf_counter() - begin
+                    process.kill()
+                    return seconds
+    raise RuntimeError("the quick start ended before its first step:\n" + "".join(said))
+
+
+def _times(run: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
+    times = []
+    for _ in range(repeats + 2):
+        _synchronize(device)
+        begin = time.perf_counter()
+        run()
+        _synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return times[2:]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,123 @@
+"""``knowsam benchmark``: how fast this package is on this machine, and how near to the machine's limit."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from knowsam.cli.arguments import positive
+
+if TYPE_CHECKING:
+    from knowsam.benchmark.worker import Subject
+
+EPILOG = """examples:
+  python tools/benchmark.py step --threads 2                                   # plain baseline, float32, bf16
+  python tools/benchmark.py step --compare data.labelled_batch=4 --compare sam.checkpointing=true
+  python tools/benchmark.py parts data inference startup processes
+  python tools/benchmark.py step --experiment experiments/quickstart.yaml --device cuda
+
+Steps are compared in pairs: one of each in turn, in processes of their own; ratios are medians over the pairs with the
+smallest and the largest. Nothing else should run meanwhile; where something does, trust the column of CPU seconds.
+exit codes: 0 done, 78 configuration, 70 a measured process failed.
+"""
+
+SUITES = ("step", "parts", "data", "inference", "startup", "processes")
+# Batch 4 of the published setting; SAM is frozen but for its adapters, as official weights are (values do not matter).
+STEP = (
+    "sam.weights=null",
+    "sam.train=tuned",
+    "method.mix_start=0.0",
+    "data.labelled_batch=2",
+    "data.unlabelled_batch=2",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Words of the command line."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"{', '.join(SUITES)}; all if none is given")
+    parser.add_argument("--experiment", default="experiments/kvasir_10pct.yaml", metavar="YAML")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every subject; repeatable")
+    parser.add_argument(
+        "--compare",
+        action="append",
+        metavar="'KEY=VALUE ...'",
+        help="a subject beside the first; 'plain' is the baseline on segment-anything's own computations; repeatable",
+    )
+    parser.add_argument("--first", default="plain", metavar="'KEY=VALUE ...'", help="what the others are compared with")
+    parser.add_argument("--repeats", type=positive, default=5)
+    parser.add_argument("--threads", type=positive, help="of torch; all cores if not given")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers there, too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and show."""
+    import torch
+
+    from knowsam.benchmark import show, suites
+    from knowsam.benchmark.machine import ceilings, describe
+    from knowsam.config import load_config
+    from knowsam.engine import distributed
+    from knowsam.engine.log import say
+    from knowsam.engine.memory import keep_freed_memory
+    from knowsam.errors import ConfigError
+    from knowsam.files import write_text
+
+    wanted = args.suites or list(SUITES)
+    if unknown := [name for name in wanted if name not in SUITES]:
+        raise ConfigError(f"no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
+    device = distributed.setup(args.device).device
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    threads = torch.get_num_threads()
+    words = [*STEP, *args.set, f"train.device={device}"]
+    config = load_config(args.experiment, words)
+    keep_freed_memory()
+    results: dict[str, Any] = {"machine": describe(device), "ceilings": ceilings(device)}
+    say(show.machine(results["machine"], results["ceilings"]))
+
+    def subject(text: str, processes: int = 1) -> "Subject":
+        from knowsam.benchmark.worker import Subject
+
+        plain = text.split()[:1] == ["plain"]
+        own = text.split()[1:] if plain else text.split()
+        if plain and not any(word.startswith("train.precision=") for word in own):
+            own.append("train.precision=fp32")
+        load_config(args.experiment, [*words, *own])  # a typo is told here rather than by a process
+        return Subject(text, args.experiment, (*words, *own), plain=plain, threads=threads, processes=processes)
+
+    if "step" in wanted:
+        compared = args.compare or ["train.precision=fp32", "train.precision=bf16"]
+        results["step"] = suites.steps(
+            [subject(args.first), *map(subject, compared)], repeats=args.repeats, progress=say
+        )
+        say(show.steps(results["step"], results["ceilings"]))
+    if "parts" in wanted:
+        for precision in ("fp32", "bf16"):
+            at = load_config(args.experiment, [*words, f"train.precision={precision}"])
+            results[f"parts_{precision}"] = suites.parts(at, device, repeats=args.repeats)
+            say(show.parts(results[f"parts_{precision}"], results["ceilings"][precision], precision))
+    if "data" in wanted:
+        results["data"] = suites.data(config, device)
+        say(show.data(results["data"], results.get("step")))
+    if "inference" in wanted:
+        results["inference"] = suites.inference(config, device, repeats=args.repeats)
+        say(show.inference(results["inference"]))
+    if "startup" in wanted:
+        results["startup"] = suites.startup(repeats=args.repeats)
+        say(show.startup(results["startup"]))
+    if "processes" in wanted:
+        results["processes"] = suites.steps(
+            [subject("train.precision=bf16"), subject("train.precision=bf16", processes=2)],
+            repeats=args.repeats,
+            flops=False,
+            progress=say,
+        )
+        say(show.processes(results["processes"]))
+    if args.json:
+        write_text(Path(args.json), json.dumps(results, indent=2, default=asdict) + "\n")
+        say(f"written: {args.json}")
+    return 0

@@ -1,0 +1,148 @@
+"""What the loop leans on: the guard, spans, frozen weights in half precision, the allocator."""
+
+import math
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from knowsam.engine.guard import StepGuard
+from knowsam.engine.memory import forget_peak, keep_freed_memory, peak_host_memory
+from knowsam.engine.precision import store_frozen
+from knowsam.engine.runfolder import RunFolder
+from knowsam.engine.spans import collect, span
+from knowsam.errors import NumericError
+from knowsam.models.sam import build_sam_guide
+
+
+@pytest.fixture
+def guard(tmp_path):
+    stream = SimpleNamespace(ids=["a", "b", "c"])
+    streams = SimpleNamespace(batch={"labelled": 1}, labelled=stream, indices=lambda name, t: [t % 3])
+    return lambda late: StepGuard(streams, RunFolder(tmp_path), torch.device("cpu"), late=late)
+
+
+def watch(guard, value, step, optimizers=()):
+    losses = {"seg": torch.tensor(1.0), "bad": torch.tensor(value)}
+    guard.watch(losses, sum(losses.values()), step, [step], optimizers)
+
+
+def test_a_guard_on_the_cpu_answers_at_once(guard):
+    now = guard(False)
+    watch(now, 1.0, 0)
+    assert now.all_go_on(True) and not now.all_go_on(False)
+    with pytest.raises(NumericError, match="step 2: not finite: bad"):
+        watch(now, math.nan, 2)
+
+
+def test_a_late_guard_answers_one_step_later_and_the_weights_stay(guard, tmp_path):
+    late = guard(True)
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([weight], lr=0.1, fused=True)
+    weight.grad = torch.ones(3)
+    watch(late, 1.0, 0, [optimizer])
+    optimizer.step()
+    moved = weight.detach().clone()
+    assert not moved.equal(torch.ones(3))
+    watch(late, math.inf, 1, [optimizer])  # reads what is known of step 0
+    weight.grad = torch.full((3,), math.nan)
+    optimizer.step()
+    assert weight.equal(moved), "an update with a loss that is not finite"
+    with pytest.raises(NumericError, match="step 1: not finite: bad"):
+        watch(late, 1.0, 2, [optimizer])
+    (record,) = (tmp_path / "errors").glob("nonfinite-step1-*.json")
+    assert '"b"' in record.read_text()
+
+
+def test_a_late_guard_can_be_settled(guard):
+    late = guard(True)
+    watch(late, 1.0, 0)
+    late.settle()
+    late.settle()
+    watch(late, math.nan, 2)
+    with pytest.raises(NumericError, match="step 2"):
+        late.settle()
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_every_optimizer_of_ours_skips_on_the_device(make):
+    from knowsam.engine import optim
+
+    ours = {torch.optim.SGD: optim.sgd, torch.optim.Adam: optim.adam, torch.optim.AdamW: optim.adamw}[make]
+    weight = nn.Parameter(torch.ones(3))
+    item = ours([weight], lr=0.1)
+    assert type(item.optimizer) is make
+    weight.grad = torch.full((3,), math.nan)
+    item.optimizer.found_inf = torch.tensor(1.0)
+    item.optimizer.step()
+    assert weight.equal(torch.ones(3))
+
+
+def test_spans_reach_the_collector_only_while_it_collects():
+    told = []
+    collector = SimpleNamespace(begin=lambda name: told.append(f"+{name}"), end=lambda name: told.append(f"-{name}"))
+    with span("unseen"):
+        pass
+    with collect(collector), span("outer"):
+        with span("inner"):
+            pass
+        with pytest.raises(RuntimeError), span("broken"):
+            raise RuntimeError
+    with span("unseen"):
+        pass
+    assert told == ["+outer", "+inner", "-inner", "+broken", "-broken", "-outer"]
+
+
+def test_frozen_weights_in_bf16_change_nothing_under_autocast():
+    torch.manual_seed(0)
+    guide, _ = build_sam_guide("tiny", 64, 2, tuning={"name": "adapter"}, train="tuned")
+    guide.eval()
+    images, coarse = torch.rand(2, 3, 64, 64), torch.randn(2, 2, 64, 64)
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = guide(images, coarse)
+        guide.zero_grad()
+        logits.square().mean().backward()
+        return logits, {name: p.grad.clone() for name, p in guide.named_parameters() if p.grad is not None}
+
+    logits, gradients = run()
+    before = sum(p.nbytes for p in guide.parameters())
+    saved = store_frozen(guide, torch.bfloat16)
+    assert saved == before - sum(p.nbytes for p in guide.parameters()) > 0
+    again, gradients_again = run()
+    assert logits.equal(again)
+    assert gradients.keys() == gradients_again.keys()
+    for name, gradient in gradients.items():
+        assert gradient.equal(gradients_again[name]), name
+    assert all(p.dtype == torch.float32 for p in guide.parameters() if p.requires_grad)
+
+
+def test_without_autocast_nothing_is_stored_anew():
+    layer = nn.Linear(2, 2).requires_grad_(False)
+    assert store_frozen(layer, None) == 0
+    assert layer.weight.dtype == torch.float32
+
+
+def test_peak_memory_sees_what_was_taken():
+    before = peak_host_memory()
+    taken = torch.ones(before // 4 + (64 << 18))  # more than there ever was, by 64 MiB
+    assert peak_host_memory() >= taken.nbytes
+    peak = peak_host_memory()
+    del taken
+    assert peak_host_memory() == peak if not forget_peak() else peak_host_memory() <= peak
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.parametrize(
+    ("set_to", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "2"}, False), ({"GLIBC_TUNABLES": "x"}, False)]
+)
+def test_the_allocator_is_left_alone_where_somebody_has_set_it(set_to, kept):
+    code = "from knowsam.engine.memory import keep_freed_memory; print(keep_freed_memory())"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path), **set_to}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == str(kept)
+    assert callable(keep_freed_memory)
