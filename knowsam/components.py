@@ -43,10 +43,11 @@ SAM_GUIDE = "knowsam.models.sam.variants:build_sam_guide"
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a constructor: its annotation as text, and whether it must be given."""
+    """One argument of a constructor: its annotation as text, whether it must be given, else its default as text."""
 
     annotation: str
     required: bool
+    default: str = ""
 
 
 def load(target: str) -> Any:
@@ -90,11 +91,14 @@ def _source(module: str) -> Path:
 def _arguments(function: ast.FunctionDef, *, skip: int) -> dict[str, Parameter]:
     positional = [*function.args.posonlyargs, *function.args.args][skip:]
     without_default = len(positional) - len(function.args.defaults)
-    required = [i < without_default for i in range(len(positional))]
-    required += [default is None for default in function.args.kw_defaults]
+    defaults = [*[None] * without_default, *function.args.defaults, *function.args.kw_defaults]
     return {
-        argument.arg: Parameter(ast.unparse(argument.annotation) if argument.annotation else "", needed)
-        for argument, needed in zip([*positional, *function.args.kwonlyargs], required, strict=True)
+        argument.arg: Parameter(
+            ast.unparse(argument.annotation) if argument.annotation else "",
+            default is None,
+            "" if default is None else ast.unparse(default),
+        )
+        for argument, default in zip([*positional, *function.args.kwonlyargs], defaults, strict=True)
     }
 
 

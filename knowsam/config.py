@@ -4,6 +4,7 @@ Everything wrong is reported at once, each with its file, line, key and the near
 component are checked against that component's constructor: its signature is the schema.
 """
 
+import ast
 import copy
 import difflib
 import functools
@@ -63,6 +64,7 @@ class TrainConfig:
     validate_outputs: Literal["deployed", "all"] = "all"
     checkpoint_every: int = 200  # steps
     log_every: int = 20  # steps
+    snapshot_every: int = 0  # steps between kept copies of the deployed networks, for the report; 0: none are kept
     tensorboard: bool = True
     deterministic: bool = False  # torch's deterministic algorithms (slower on CUDA)
     threads: int = 0  # CPU threads of this process; 0: torch's choice
@@ -369,16 +371,59 @@ def _method_arguments(config: Config) -> set[str]:
         return set()
 
 
-def _check_blocks(config: Config, complain) -> None:
-    named = [
-        ("data.source", config.data.source, components.SOURCES, "source"),
-        ("method", config.method, components.METHODS, "method"),
-        *((f"students.{n}", b, components.STUDENTS, "students") for n, b in config.students.items()),
-        *((f"optim.{n}", b, components.OPTIMIZERS, "optim") for n, b in config.optim.items()),
+def default_settings(config: Config) -> dict[str, Any]:
+    """Dotted key -> value that a setting has where the experiment does not give it, for all that this one may set.
+
+    Args:
+        config: says which components there are, and so which options.
+    """
+    options: dict[str, Any] = {}
+    base = dict(_flatten(asdict(Config())))
+    blocks = [
+        (key, block, table.get(block["name"], block["name"]), PROVIDED[kind])
+        for key, block, table, kind in _named_blocks(config)
     ]
+    blocks += [("augment", config.augment, components.AUGMENTER, set())]
+    if config.uses_sam:
+        blocks += [("sam", config.sam, components.SAM_GUIDE, {*PROVIDED["sam"], "tuning", "prompt"})]
+        nested = (("tuning", components.TUNINGS), ("prompt", components.PROMPT_GENERATORS))
+        for kind, table in nested:
+            block = config.sam.get(kind) or {}
+            name = block.get("name", "learned" if kind == "prompt" else None)
+            if name is not None:
+                blocks.append((f"sam.{kind}", block, table.get(name, name), PROVIDED[kind]))
+    if config.skd is not None:
+        blocks += [("skd", config.skd, components.SKD, PROVIDED["skd"])]
+    for key, block, target, provided in blocks:
+        if base.get(f"{key}.name") != block.get("name"):  # another component: the default one's options are not its
+            base = {k: v for k, v in base.items() if not k.startswith(f"{key}.") or k == f"{key}.name"}
+        for name, parameter in components.signature(target).items():
+            if name not in provided and not parameter.required:
+                options[f"{key}.{name}"] = _literal(parameter.default)
+    written = dict(_flatten(asdict(config)))
+    return {**options, **{key: value for key, value in base.items() if key in written}}
+
+
+def _literal(text: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # a named constant
+        return text
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _named_blocks(config: Config) -> Iterator[tuple[str, Any, Mapping[str, str], str]]:
+    """(key, block, table that its name stands in, kind) of the blocks that are one component each."""
+    yield "data.source", config.data.source, components.SOURCES, "source"
+    yield "method", config.method, components.METHODS, "method"
+    yield from ((f"students.{n}", b, components.STUDENTS, "students") for n, b in config.students.items())
+    yield from ((f"optim.{n}", b, components.OPTIMIZERS, "optim") for n, b in config.optim.items())
     if config.fusion is not None:
-        named.append(("fusion", config.fusion, components.FUSION_HEADS, "fusion"))
-    for key, block, table, kind in named:
+        yield "fusion", config.fusion, components.FUSION_HEADS, "fusion"
+
+
+def _check_blocks(config: Config, complain) -> None:
+    for key, block, table, kind in _named_blocks(config):
         _check_named(key, block, table, kind, complain)
     _check_block("augment", "augment", config.augment, components.AUGMENTER, set(), complain)
     _check_block("sam", "sam", config.sam, components.SAM_GUIDE, PROVIDED["sam"], complain)
@@ -455,6 +500,7 @@ def _check_pairs(config: Config, complain) -> None:
         ("train.validate_every", train.validate_every, 1),
         ("train.checkpoint_every", train.checkpoint_every, 1),
         ("train.log_every", train.log_every, 1),
+        ("train.snapshot_every", train.snapshot_every, 0),
         ("train.threads", train.threads, 0),
         ("evaluate.batch_size", config.evaluate.batch_size, 1),
     ):

@@ -18,6 +18,7 @@ COSMETIC = {
     "data.obtain",
     "train.log_every",
     "train.checkpoint_every",
+    "train.snapshot_every",
     "train.tensorboard",
     "train.device",
     "evaluate.batch_size",

@@ -84,7 +84,7 @@ class Lab:
         from knowsam.engine.log import read_metrics
 
         records = read_metrics(Path(run) / "metrics.jsonl")
-        return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]
+        return [{k: v for k, v in r.items() if k != "images_per_second"} for r in records if r["kind"] != "cost"]
 
     def outcome(self, run) -> dict:
         """All that a run decides, flat by name: both checkpoints and the metrics, without paths and versions."""

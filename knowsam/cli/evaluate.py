@@ -2,9 +2,14 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from knowsam.config import Config
+    from knowsam.engine.runfolder import RunFolder
+    from knowsam.methods.base import SSLMethod
 
 EPILOG = """examples:
   python tools/evaluate.py runs/quickstart/knowsam_labelled_10pct_seed0
@@ -48,35 +53,70 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate_run(folder: str, args: argparse.Namespace):
-    """Load a run's checkpoint, score it, write the files; returns the ``Evaluation``."""
+@dataclass(frozen=True)
+class Opened:
+    """A run's networks as a checkpoint holds them.
+
+    Attributes:
+        run: its folder.
+        path: the checkpoint.
+        state: its content.
+        config: stored with the weights; SAM's official file is no longer asked for.
+        method: on the CPU.
+    """
+
+    run: "RunFolder"
+    path: Path
+    state: Mapping[str, Any]
+    config: "Config"
+    method: "SSLMethod"
+
+
+def open_run(folder: str, checkpoint: str) -> Opened:
+    """Load ``best`` or ``last`` of a run.
+
+    Raises:
+        NotFoundError: no run, or it has no such checkpoint yet.
+        CheckpointError: damaged, or of networks that are not today's.
+    """
     from knowsam import build
-    from knowsam.config import load_config, parse_config
-    from knowsam.engine import distributed
+    from knowsam.config import parse_config
     from knowsam.engine.checkpoint import load_checkpoint
-    from knowsam.engine.evaluate import evaluate
-    from knowsam.engine.log import Counter, say
     from knowsam.engine.runfolder import RunFolder
-    from knowsam.engine.train import autocast_dtype
-    from knowsam.errors import CheckpointError, ConfigError, NotFoundError
+    from knowsam.errors import CheckpointError, NotFoundError
 
     run = RunFolder(folder, create=False)
-    path = run.best if args.checkpoint == "best" else run.last
+    path = run.best if checkpoint == "best" else run.last
     if not path.exists():
         raise NotFoundError(f"{run} has no {path.name} yet", hint="Finish training first, or try --checkpoint last.")
     state = load_checkpoint(path, fall_back=False)
     config = parse_config(state["config"], path)  # the architecture is stored with the weights
-    data_config = load_config(args.dataset) if args.dataset else config
-    if data_config.data.classes != config.data.classes:
-        raise ConfigError(f"{args.dataset} has classes {data_config.data.classes}, the run has {config.data.classes}")
-    device = distributed.setup(args.device).device
     config.sam.pop("weights", None)  # the checkpoint holds SAM's weights; the official file need not be there
     method = build.build_method(config).method
     try:
         method.load_state_dict(state["method"])
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit this version of the networks: {error}") from error
-    method.to(device)
+    return Opened(run, path, state, config, method)
+
+
+def evaluate_run(folder: str, args: argparse.Namespace):
+    """Load a run's checkpoint, score it, write the files; returns the ``Evaluation``."""
+    from knowsam import build
+    from knowsam.config import load_config
+    from knowsam.engine import distributed
+    from knowsam.engine.evaluate import evaluate
+    from knowsam.engine.log import Counter, say
+    from knowsam.engine.train import autocast_dtype
+    from knowsam.errors import ConfigError
+
+    opened = open_run(folder, args.checkpoint)
+    run, path, state, config = opened.run, opened.path, opened.state, opened.config
+    data_config = load_config(args.dataset) if args.dataset else config
+    if data_config.data.classes != config.data.classes:
+        raise ConfigError(f"{args.dataset} has classes {data_config.data.classes}, the run has {config.data.classes}")
+    device = distributed.setup(args.device).device
+    method = opened.method.to(device)
     if state["step"] is None:
         say(f"{run}: checkpoint {path.name}, converted; see converted.txt for what is not known of it")
     else:

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("knowsam.cli.train", "train a method from an experiment file, or go on where a run stopped"),
     "evaluate": ("knowsam.cli.evaluate", "measure finished runs on their test cases and compare them"),
     "compare": ("knowsam.cli.compare", "statistics over seeds and cases: tables, tests against a baseline, plots"),
+    "report": ("knowsam.cli.report", "one page about a run, or several beside each other: curves, scores, pictures"),
     "sweep": ("knowsam.cli.sweep", "run many trials from one sweep file, resumable, on one machine or many"),
     "benchmark": ("knowsam.cli.benchmark", "measure steps, data, prediction and start-up against the machine's limit"),
     "convert": ("knowsam.cli.convert", "make a run folder of a checkpoint of the published code"),

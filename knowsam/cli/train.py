@@ -90,6 +90,7 @@ def run_path(config: Config) -> str:
 def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | None) -> bool:
     """Train, or go on; True when the run is complete."""
     from knowsam import build
+    from knowsam.cli.trial import sam_weights_line
     from knowsam.data.check import check_quick
     from knowsam.engine.distributed import call_on_main
     from knowsam.engine.log import Counter, say
@@ -97,6 +98,7 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
     from knowsam.engine.runfolder import RunFolder
     from knowsam.engine.train import autocast_dtype, train
     from knowsam.errors import ConfigError, DataError
+    from knowsam.files import write_text
 
     if config.train.precision == "fp16" and rank.device.type == "cpu":
         raise ConfigError("train.precision is fp16, which needs a CUDA device", hint="Use bf16 or fp32 on the CPU.")
@@ -125,7 +127,11 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
             )
         if rank.rank == 0 and resume is None:
             run.best.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+            for stale in run.snapshots.glob("step_*.pt"):
+                stale.unlink()
             _describe(run, config, overrides, rank, source)
+            if config.uses_sam:
+                write_text(run.sam_weights, f"{sam_weights_line(config, built.load_report)}\n")
         _introduce(run, config, rank, streams, method, built.load_report, resume)
 
         from knowsam.engine.evaluate import validate
@@ -157,6 +163,7 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
             validate_every=config.train.validate_every,
             checkpoint_every=config.train.checkpoint_every,
             log_every=config.train.log_every,
+            snapshot_every=config.train.snapshot_every,
             workers=config.data.workers,
             tensorboard=config.train.tensorboard,
             resume=resume,

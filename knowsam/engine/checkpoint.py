@@ -17,7 +17,7 @@ import knowsam
 from knowsam.engine import distributed
 from knowsam.engine.log import warn
 from knowsam.errors import CheckpointError, NotFoundError, NumericError
-from knowsam.files import write_atomically
+from knowsam.files import storage_error, write_atomically
 
 SCHEMA_VERSION = 1
 """Layout of the saved dictionary; raised by one whenever an older program could not read it."""
@@ -98,6 +98,25 @@ def load_checkpoint(path: str | os.PathLike, *, fall_back: bool = True) -> dict[
         state = _load(previous)
         warn(f"{path} is missing; using {previous.name}, the checkpoint before it")
         return state
+
+
+def save_snapshot(folder: Path, model: nn.Module, step: int) -> None:
+    """Keep the deployed networks as they are after ``step`` updates, as ``<folder>/step_<step>.pt``.
+
+    Args:
+        folder: made if it is not there.
+        model: ``method.inference_model()``; ``load_state_dict`` of another one brings the weights back.
+        step: updates done.
+    Raises:
+        StorageError: a write failed.
+        NumericError: a tensor holds NaN or infinity.
+    """
+    path = folder / f"step_{step:07d}.pt"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    save_checkpoint(path, {"deployed": dict(model.state_dict()), "step": step}, keep_previous=False)
 
 
 def check_state(state: Any) -> None:

@@ -247,6 +247,7 @@ def evaluate(
     resize: Resize | None = None,
     read_ahead: int = 4,
     progress: Callable[[int, int], None] | None = None,
+    cases: Sequence[str] | None = None,
 ) -> Evaluation:
     """Predict every case of a split at native resolution and score it. The training loop calls ``validate`` instead.
 
@@ -268,17 +269,18 @@ def evaluate(
         resize: how images come to S x S; the training reader's if None.
         read_ahead: cases that a background thread reads while the network works.
         progress: called as ``progress(done, total)`` after each case.
+        cases: ids to score instead of a split's, which ``split`` then only names.
     Raises:
         DataError: the split is empty, a mask does not fit its image or the classes, only some cases have a spacing.
         ValueError: another split, an output that does not exist, logits of another K, class names that do not fit.
         NumericError: logits that are not finite.
     """
-    if split not in ("val", "test"):
+    if cases is None and split not in ("val", "test"):
         raise ValueError(f"split is {split!r}; allowed: 'val', 'test'")
     if empty not in EMPTY_MODES:
         raise ValueError(f"empty is {empty!r}; allowed: {', '.join(map(repr, EMPTY_MODES))}")
     names = _class_names(class_names, source.num_classes)
-    case_ids = list(source.eval_ids(split))
+    case_ids = list(source.eval_ids(split) if cases is None else cases)
     if not case_ids:
         raise DataError(f"split {split!r} holds no case", hint="Name its cases in the split list, or make a split.")
     spacings, unit = _spacings(source, case_ids, spacing if distances else None)

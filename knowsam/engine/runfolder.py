@@ -28,8 +28,9 @@ class RunFolder:
         path: the folder; made, with its parents, if ``create``.
         create: False for commands that only read a run.
     Attributes:
-        config, overrides, environment, diff, splits, metrics, last, best, status_file: files; may not exist yet.
-        tensorboard, evaluation, errors: folders; made when first needed.
+        config, overrides, environment, diff, splits, sam_weights, metrics, last, best, status_file: files; may not
+            exist yet.
+        tensorboard, snapshots, evaluation, errors: folders; made when first needed.
     Raises:
         NotFoundError: not ``create`` and the folder is no run.
         RunFolderError: the folder cannot be written, is a file, or holds something that is not a run.
@@ -47,6 +48,8 @@ class RunFolder:
         self.last = self.path / "last.pt"
         self.best = self.path / "best.pt"
         self.status_file = self.path / "status.json"
+        self.snapshots = self.path / "snapshots"
+        self.sam_weights = self.path / "sam_weights.txt"
         self.evaluation = self.path / "evaluation"
         self.errors = self.path / "errors"
         self._handle: int | None = None

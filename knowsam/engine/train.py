@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from knowsam.data.streams import RawBatch, TwoStreams, derive_seed
 from knowsam.engine import distributed
-from knowsam.engine.checkpoint import environment_fingerprint, save_checkpoint
+from knowsam.engine.checkpoint import environment_fingerprint, save_checkpoint, save_snapshot
+from knowsam.engine.cost import Cost
 from knowsam.engine.distributed import Rank
 from knowsam.engine.evaluate import Evaluation
 from knowsam.engine.guard import StepGuard
-from knowsam.engine.log import MetricsLog, Progress
+from knowsam.engine.log import MetricsLog, Progress, read_metrics
 from knowsam.engine.optim import ScheduledOptimizer
 from knowsam.engine.runfolder import RunFolder
 from knowsam.engine.spans import span
@@ -63,6 +64,7 @@ def train(
     validate_every: int = 200,
     checkpoint_every: int = 200,
     log_every: int = 20,
+    snapshot_every: int = 0,
     workers: int = 0,
     tensorboard: bool = True,
     resume: Mapping[str, Any] | None = None,
@@ -85,6 +87,7 @@ def train(
         accumulate: micro-batches per update.
         clip_norm: largest gradient norm per optimizer; 0 for no clipping.
         validate_every, checkpoint_every, log_every: updates between each; all three also at the end.
+        snapshot_every: updates between copies of the deployed networks that are kept; 0 keeps none.
         workers: loader processes; their number changes no result.
         tensorboard: write events beside ``metrics.jsonl``.
         resume: a loaded ``last.pt``.
@@ -117,6 +120,7 @@ def train(
     environment = environment_fingerprint(rank.device)  # once: it asks git about the code that is running now
 
     def save() -> None:
+        log.write("cost", state.step, cost.values())
         log.flush()  # a checkpoint is never newer than its metrics
         contents = {
             "method": method.state_dict(),
@@ -147,6 +151,7 @@ def train(
     log = MetricsLog(run, tensorboard=tensorboard)
     if state.step or run.metrics.exists():
         log.truncate_after(state.step)
+    cost = Cost(rank.device, read_metrics(run.metrics))
     images_per_step = sum(streams.batch.values()) * accumulate * rank.world_size
     first, last = state.step * accumulate, max_steps * accumulate
     loader = streams.loader(first, last, workers=workers, pin_memory=rank.device.type == "cuda")
@@ -164,7 +169,7 @@ def train(
                 sums: dict[str, Tensor] = {}
                 taken: list[int] = []
                 for micro in range(accumulate):
-                    with span("data"):
+                    with cost.part("data"), span("data"):
                         t, raw = next(batches)
                         taken.append(t)
                         raw = RawBatch(*(x.to(rank.device, non_blocking=True) for x in raw))
@@ -198,7 +203,8 @@ def train(
                 finished = state.step == max_steps
                 values = None
                 validates, saves = (state.step % every == 0 for every in (validate_every, checkpoint_every))
-                if finished or validates or saves:
+                snaps = snapshot_every > 0 and state.step % snapshot_every == 0
+                if finished or validates or saves or snaps:
                     guard.settle()
                 if state.step % log_every == 0 or finished:
                     values = _to_floats({**{name: value / accumulate for name, value in sums.items()}, **norms})
@@ -207,14 +213,19 @@ def train(
                 if values is not None:
                     log.write("train", state.step, {**values, **rates, "images_per_second": progress.images_per_second})
                 if validates or finished:
-                    with progress.paused():
+                    with progress.paused(), cost.part("validation"):
                         state.best = distributed.call_on_main(lambda: (run_validation(), state.best)[1])
+                if snaps:
+                    with progress.paused(), cost.part("checkpoints"):
+                        distributed.call_on_main(
+                            lambda: save_snapshot(run.snapshots, method.inference_model(), state.step)
+                        )
                 # One rank's signal stops all of them after the same step.
                 going_on = guard.all_go_on(not stop.name) and state.step != stop_at
                 if not going_on:
                     guard.settle()
                 if saves or finished or not going_on:
-                    with progress.paused():
+                    with progress.paused(), cost.part("checkpoints"):
                         differing = distributed.replicas_equal(method)
                         assert not differing, f"replicas differ after step {state.step}: {differing[:5]}"
                         distributed.call_on_main(save)

@@ -160,7 +160,7 @@ def _scored(folder: Path, split: str) -> bool:
 
 
 def _from_folders(words: Sequence[str], reader: Reader) -> Found:
-    named = [pair for word in words for pair in _expand(word)]
+    named = [pair for word in words for pair in expand(word)]
     seen: set[str] = set()
     for _, folder in named:
         real = os.path.realpath(folder)
@@ -184,7 +184,7 @@ def _from_folders(words: Sequence[str], reader: Reader) -> Found:
     return found
 
 
-def _expand(word: str) -> list[tuple[str | None, str]]:
+def expand(word: str) -> list[tuple[str | None, str]]:
     """(name or None, folder) of a word; a folder whose own name holds ``=`` is a folder."""
     if Path(word).is_dir():
         return [(None, word)]

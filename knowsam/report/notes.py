@@ -1,7 +1,8 @@
 """What a reader must know to judge the tables, in sentences."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from knowsam import errors
 from knowsam.engine.evaluate import MEAN
@@ -21,6 +22,23 @@ _KINDS = {
 def notes(tables: TableSet) -> list[str]:
     """Sentences in the order of their weight: what is missing, what is mixed, what the numbers are."""
     return [*_absences(tables), *_mixtures(tables), *_scored(tables), *_rules(tables), *_tests(tables)]
+
+
+def rule(scores: Mapping[str, Any], metrics: Sequence[str], units: str) -> str:
+    """What the numbers are, and what became of cases without a structure, in one sentence.
+
+    Args:
+        scores: what ``load_evaluation`` gives.
+        metrics: that are shown.
+        units: of distances.
+    """
+    text = f"{scores['num_cases']} {scores['split']} cases, metric rules {scores['metric_rules']}"
+    if has_distances(metrics):
+        text += f", distances in {units}"
+    if "nsd" in metrics:
+        text += f", NSD within {scores['nsd_tolerance']:g} {units}"
+    empty = "left out of the means" if scores["empty"] == "exclude" else "counted as right"
+    return f"{text}; missed or false structures count as Dice 0 and the image's diagonal; empty on both sides: {empty}."
 
 
 def messages(absent: Sequence[Absent]) -> list[str]:
@@ -89,14 +107,7 @@ def _scored(tables: TableSet) -> Iterator[str]:
 def _rules(tables: TableSet) -> Iterator[str]:
     if not tables.rows:
         return
-    scores = tables.scores
-    text = f"{scores['num_cases']} {scores['split']} cases, metric rules {scores['metric_rules']}"
-    if has_distances(tables.metrics):
-        text += f", distances in {tables.units}"
-    if "nsd" in tables.metrics:
-        text += f", NSD within {scores['nsd_tolerance']:g} {tables.units}"
-    empty = "left out of the means" if scores["empty"] == "exclude" else "counted as right"
-    yield f"{text}; missed or false structures count as Dice 0 and the image's diagonal; empty on both sides: {empty}."
+    yield rule(tables.scores, tables.metrics, tables.units)
     if any(len(row.runs) > 1 for row in tables.rows):
         yield "± is the standard deviation over seeds (n - 1)."
     else:

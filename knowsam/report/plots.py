@@ -22,7 +22,7 @@ INK, FAINT = "#1f2328", "#d0d7de"
 """Text and axes; grid lines. No series has these colours, so a page may exchange them for those of a dark theme."""
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; dark enough for white, light enough for black.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a4d9", "#8a6fc7", "#7a7a7a")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a4d9", "#8a6fc7", "#7a7a7a")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _WIDTH = 5.6
 """Inches."""
@@ -57,9 +57,9 @@ def label_efficiency(tables: TableSet, metric: str) -> str:
         SVG.
     """
     counts = sorted({count for curve in tables.curves for count, _ in curve.points})
-    with _figure(f"label_efficiency {tables.experiment} {metric}", 3.9) as (figure, axes, result):
+    with drawing(f"label_efficiency {tables.experiment} {metric}", 3.9) as (figure, axes, result):
         for i, curve in enumerate(tables.curves):
-            colour = _COLOURS[i % len(_COLOURS)]
+            colour = COLOURS[i % len(COLOURS)]
             points = [(count, row.cells[MEAN, metric].values) for count, row in curve.points]
             points = [(count, values) for count, values in points if values.mean is not None]
             x = [count for count, _ in points]
@@ -91,12 +91,12 @@ def differences(tables: TableSet, metric: str) -> str:
         SVG.
     """
     rows = [row for row in tables.rows if row.cells[MEAN, metric].differences]
-    with _figure(f"differences {tables.experiment} {metric}", 1.25 + 0.5 * len(rows)) as (figure, axes, result):
+    with drawing(f"differences {tables.experiment} {metric}", 1.25 + 0.5 * len(rows)) as (figure, axes, result):
         axes.axvline(0, color=INK, linewidth=1)
         for i, row in enumerate(rows):
             values = np.array(list(row.cells[MEAN, metric].differences.values())) * scale(metric)
-            colour = _COLOURS[i % len(_COLOURS)]
-            axes.scatter(values, i + _jitter(len(values)), s=9, color=colour, alpha=0.5, linewidths=0)
+            colour = COLOURS[i % len(COLOURS)]
+            axes.scatter(values, i + jitter(len(values)), s=9, color=colour, alpha=0.5, linewidths=0)
             # Whiskers to the 5th and 95th percentile: the dots show what lies beyond.
             box = axes.boxplot(
                 values, positions=[i], orientation="horizontal", widths=0.34, whis=(5, 95), showfliers=False
@@ -105,7 +105,7 @@ def differences(tables: TableSet, metric: str) -> str:
                 part.set(color=INK, linewidth=1.1)
             for part in box["medians"]:
                 part.set(linewidth=2)
-        axes.set_yticks(range(len(rows)), labels=[_wrapped(row.setting) for row in rows])
+        axes.set_yticks(range(len(rows)), labels=[wrapped(row.setting) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -113,7 +113,7 @@ def differences(tables: TableSet, metric: str) -> str:
         unit = "points" if scale(metric) != 1 else tables.units
         name = metric_name(metric, tables.units, arrow=False).rpartition(" ")[0]
         better = "right" if metric_name(metric, "").endswith("↑") else "left"
-        axes.set_xlabel(f"{name} minus that of {_wrapped(str(tables.baseline), 40)}\n{unit} a case; {better} is better")
+        axes.set_xlabel(f"{name} minus that of {wrapped(str(tables.baseline), 40)}\n{unit} a case; {better} is better")
         figure.tight_layout()
     return result[0]
 
@@ -131,14 +131,19 @@ def for_page(svg: str, description: str) -> str:
     # Several plots share the page: names that nothing refers to would stand there twice.
     inner = re.sub(r' id="[A-Za-z.]+\d*[A-Za-z]*_\d+"', "", inner)
     inner = inner.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
-    for i, colour in enumerate(_COLOURS):
+    for i, colour in enumerate(COLOURS):
         inner = inner.replace(colour, f"var(--series-{i})")
     return inner.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
 
 
 @contextmanager
-def _figure(name: str, height: float) -> Iterator[tuple["Figure", "Axes", list[str]]]:
-    """A figure to draw into; its SVG stands in the list when the block ends. No setting of the user shows."""
+def drawing(name: str, height: float, width: float = _WIDTH) -> Iterator[tuple["Figure", "Axes", list[str]]]:
+    """A figure to draw into; its SVG stands in the list when the block ends. No setting of the user shows.
+
+    Args:
+        name: different for every drawing of a page.
+        height, width: inches; what is narrower has larger letters where a page gives both the same room.
+    """
     import matplotlib
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -147,7 +152,7 @@ def _figure(name: str, height: float) -> Iterator[tuple["Figure", "Axes", list[s
     # The salt makes the ids of clips and markers a function of the plot instead of chance.
     with style.context("default"), matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's font may have it
-        figure = Figure(figsize=(_WIDTH, height))
+        figure = Figure(figsize=(width, height))
         yield figure, figure.add_subplot(), result
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -155,12 +160,12 @@ def _figure(name: str, height: float) -> Iterator[tuple["Figure", "Axes", list[s
         result.append("\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n")
 
 
-def _jitter(count: int) -> np.ndarray:
+def jitter(count: int) -> np.ndarray:
     """Vertical offsets that keep dots apart, by the golden ratio instead of chance."""
     return (np.arange(count) * (math.sqrt(5) - 1) / 2 % 1 - 0.5) * 0.5
 
 
-def _wrapped(name: str, width: int = 28) -> str:
+def wrapped(name: str, width: int = 28) -> str:
     """A long name on several lines, broken after a comma or a dot if there is one."""
     lines, rest = [], name
     while len(rest) > width:

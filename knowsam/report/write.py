@@ -3,8 +3,6 @@
 import os
 import re
 from collections.abc import Iterator
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from knowsam.report import plots, tables
 from knowsam.report.comparison import Comparison, TableSet
 from knowsam.report.markup import markdown_text, to_csv, to_latex, to_markdown
 from knowsam.report.notes import notes
+from knowsam.report.page import figure, render
 
 STEM = "comparison"
 
@@ -82,16 +81,9 @@ def latex(comparison: Comparison) -> str:
 
 def html(comparison: Comparison, drawn: dict[str, dict[str, tuple[str, str]]]) -> str:
     """One page that needs no other file and no network."""
-    from jinja2 import Environment, StrictUndefined
-
-    text = resources.files("knowsam.report").joinpath(f"{STEM}.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     sections: list[dict[str, Any]] = []
     for item in comparison.sets:
-        figures = [
-            {"svg": plots.for_page(svg, escape(description)), "caption": description}
-            for description, svg in drawn.get(item.experiment, {}).values()
-        ]
+        figures = [figure(svg, description) for description, svg in drawn.get(item.experiment, {}).values()]
         sections.append(
             {
                 "title": item.experiment,
@@ -101,7 +93,7 @@ def html(comparison: Comparison, drawn: dict[str, dict[str, tuple[str, str]]]) -
                 "details": list(_details(item)),
             }
         )
-    return page.from_string(text).render(name=comparison.name, split=comparison.split, sections=sections)
+    return render(f"{STEM}.html", name=comparison.name, split=comparison.split, sections=sections)
 
 
 def _filled(comparison: Comparison) -> list[TableSet]:

@@ -1,0 +1,505 @@
+"""The page about runs, on hand-made run folders: what it says is what the files hold, and it stands alone."""
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from report_runs import LAST, scores, write_run
+
+from knowsam.cli.compare import reader
+from knowsam.cli.main import run_command
+from knowsam.config import default_settings, parse_config
+from knowsam.errors import ConfigError, DataError, NotFoundError, StorageError
+from knowsam.report.cautions import cautions, changed_predictions
+from knowsam.report.overlays import Overlay
+from knowsam.report.record import read_history, read_records, without_places
+from knowsam.report.run_page import Extras, Panel, main_outputs, page, plan_panels, write_page
+
+NASTY = "50% & <b>|`\"'$x_1$"
+TWO = {"liver": scores(1), "tumour": scores(2) | {"c03": None}}
+
+
+class Page(HTMLParser):
+    """Tables as rows of texts under their captions, all text, and everything that a browser would ask for."""
+
+    VOID = ("meta", "br", "link", "img", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.asked, self.ids, self.text = [], [], [], ""
+        self.tables, self.targets, self._rows, self._cell = {}, [], None, None
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        values = dict(attrs)
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+            if name in values and not values[name].startswith(("#", "data:")):
+                self.asked.append((tag, values[name]))
+        self.targets += [values[name][1:] for name in ("href", "xlink:href") if values.get(name, "").startswith("#")]
+        self.ids += [values["id"]] if "id" in values else []
+        if tag in ("link", "iframe", "object", "embed", "base"):
+            self.asked.append((tag, ""))
+        if tag == "table":
+            self._rows, self._caption = [], ""
+        elif tag == "tr" and self._rows is not None:
+            self._rows.append([])
+        elif tag in ("td", "th", "caption"):
+            self._cell = ""
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag == "caption":
+            self._caption = self._cell
+        elif tag in ("td", "th"):
+            self._rows[-1].append(self._cell)
+        elif tag == "table":
+            self.tables[self._caption], self._rows = self._rows, None
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text += data
+        if self._cell is not None:
+            self._cell += data
+
+    def table(self, words):
+        (found,) = [rows for caption, rows in self.tables.items() if words in caption]
+        return found
+
+
+def log(folder, *records):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def training(folder, best=400, total=600):
+    """What a KnowSAM run logs; the best validation is that of step ``best``."""
+    records = []
+    for step in range(100, total + 1, 100):
+        losses = {"seg_unet": 0.5, "seg_vnet": 0.25, "skd_unet": 0.125 * step / 100, "sam": 0.5}
+        values = {"loss": sum(losses.values()), **losses, "skd_weight": step / 600, "sam_confidence": 0.9}
+        values |= {"lr_subnets": 0.01 / step, "lr_sam": 1e-4, "images_per_second": 10.0 + step / 100}
+        records.append({"step": step, "kind": "train", **values})
+        dice = 0.75 if step == best else 0.5
+        records.append({"step": step, "kind": "val", "dice_fusion": dice, "dice_unet": 0.25})
+    cost = {"seconds": 3725.0, "seconds_data": 25.0, "seconds_validation": 60.0, "seconds_checkpoints": 40.0}
+    records.append({"step": total, "kind": "cost", **cost, "peak_host_mib": 2048.4, "peak_device_mib": 4096.6})
+    log(folder, *records)
+    return folder
+
+
+def records_of(*words, split="test"):
+    return read_records([str(word) for word in words], reader(split))
+
+
+def shown(*words, extras=None, output=None, split="test"):
+    records = records_of(*words, split=split)
+    return Page(page(records, main_outputs(records, output), extras or Extras()))
+
+
+def percent(text, factor=100.0):
+    return f"{factor * float(text):.2f}" if text else "-"
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_the_numbers_are_those_of_the_summary(tmp_path):
+    run = write_run(tmp_path / "run", TWO, outputs={"sam": {"liver": scores(3), "tumour": scores(4)}})
+    rows = shown(run).table("mean ± sd over cases")
+    assert rows[0] == [
+        *("output", "class", "cases", "Dice % ↑", "IoU % ↑", "HD95 px ↓", "ASD px ↓", "NSD % ↑"),
+        *("missed", "false", "empty"),
+    ]
+    with open(run / "evaluation" / "test_summary.csv", newline="") as file:
+        summary = list(csv.DictReader(file))
+    assert len(summary) == len(rows) - 1 == 6
+    for row, told in zip(rows[1:], summary, strict=True):
+        assert row[0] == told["output"] and row[1] == told["class"].replace("mean", "mean over classes")
+        assert row[2] == (told["n"] if told["n"] == told["cases"] else f"{told['n']} of {told['cases']}")
+        for cell, metric in zip(row[3:8], ("dice", "iou", "hd95", "asd", "nsd"), strict=True):
+            factor = 1.0 if metric in ("hd95", "asd") else 100.0
+            mean, sd = (float(x) for x in cell.split(" ± "))
+            assert mean == pytest.approx(factor * float(told[f"{metric}_mean"]), abs=0.0051)
+            assert sd == pytest.approx(factor * float(told[f"{metric}_sd"]), abs=0.0051)
+        assert row[8:] == [told["missed"], told["false_positive"], told["empty_both"]]
+    assert [row[2] for row in rows if row[1] == "tumour"] == ["11 of 12", "12"]
+
+
+def test_the_rule_and_the_lowest_cases_are_told(tmp_path):
+    dice = {"liver": scores(1), "tumour": scores(2)}
+    run = write_run(tmp_path / "run", dice)
+    page_ = shown(run)
+    assert "missed or false structures count as Dice 0 and the image's diagonal; empty on both sides: left out" in (
+        page_.text
+    )
+    assert "not over seeds" in page_.text
+    rows = page_.table("lowest Dice")
+    means = {case: (dice["liver"][case] + dice["tumour"][case]) / 2 for case in dice["liver"]}
+    assert [row[0] for row in rows[1:]] == sorted(means, key=means.get)[:10]
+    assert rows[1][3] == f"{100 * min(means.values()):.2f}"
+
+
+def test_runs_beside_each_other(tmp_path):
+    a = write_run(tmp_path / "a", TWO, seed=0)
+    b = write_run(tmp_path / "b", TWO | {"liver": scores(9, lift=0.2)}, seed=1)
+    page_ = shown(f"ours={a}", f"theirs={b}")
+    for name in ("mean over 2 classes", "liver", "tumour"):
+        rows = page_.table(f"{name} on test")
+        assert [row[0] for row in rows] == ["run", "ours", "theirs"]
+        for row, folder in zip(rows[1:], (a, b), strict=True):
+            found = json.loads((folder / "evaluation" / "test.json").read_text())["summary"]["fusion"]
+            values = found["mean" if name.startswith("mean") else name]["dice"]
+            assert row[3] == f"{100 * values['mean']:.2f} ± {100 * values['sd']:.2f}"
+    assert page_.table("settings in which the runs differ") == [
+        ["key", "ours", "theirs"],
+        ["train.seed", "0", "1"],
+    ]
+    assert "Nothing here is a test" in page_.text
+
+
+def test_the_tables_beside_the_page(tmp_path):
+    run = write_run(tmp_path / "run", scores(1))
+    records = records_of(run)
+    files = write_page(tmp_path / "out" / "x.html", records, main_outputs(records, None), Extras())
+    assert [file.name for file in files] == ["x.html", "x_tables.md", "x_tables.tex", "x_tables.csv"]
+    text = {file.suffix: file.read_text() for file in files}
+    page_ = Page(text[".html"])
+    mean = page_.table("mean ± sd over cases")[1][3]
+    assert f"| **{mean}** |" in text[".md"] and mean.replace("±", r"$\pm$") in text[".tex"]
+    assert mean in page_.text.partition("Markdown")[2], "the page has the same table to copy"
+    rows = list(csv.DictReader(text[".csv"].splitlines()))
+    exact = np.mean(list(scores(1).values()))
+    assert float(rows[0]["mean"]) == pytest.approx(exact, rel=1e-9) and rows[0]["metric"] == "dice"
+    assert {row["metric"] for row in rows} == {"dice", "iou", "hd95", "asd", "nsd"} and rows[2]["unit"] == "px"
+
+
+# ---------------------------------------------------------------- the page itself
+
+
+def overlay(seed=0, classes=1, place=""):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 255, (40, 60, 3), np.uint8)
+    truth, prediction = np.zeros((40, 60), np.uint8), np.zeros((40, 60), np.uint8)
+    for label in range(1, classes + 1):
+        truth[5 * label : 5 * label + 4, 5:20] = label
+        prediction[5 * label : 5 * label + 4, 7:22] = label
+    return Overlay(image, truth, prediction, place, None, {f"class {i}": 0.5 for i in range(classes)})
+
+
+def everything(tmp_path, name="run"):
+    """A run with all that there can be, and the page's extras for it."""
+    run = training(write_run(tmp_path / name, TWO, outputs={"unet": {"liver": scores(3), "tumour": scores(4)}}))
+    (run / "sam_weights.txt").write_text(f"SAM weights from {tmp_path}/w/sam_vit_b.pth\n  loaded as they are 171\n")
+    (run / "overrides.txt").write_text(f"run={tmp_path}/run\ntrain.seed=0\n")
+    (run / "git.diff").write_text("+a\n-b\n")
+    environment = {"torch": "2.13.0", "device": "cpu", "world_size": "1", "git_commit": "a" * 40, "git_dirty": "yes"}
+    (run / "environment.json").write_text(json.dumps(environment))
+    overlays = {(name, "c00"): overlay(classes=2), (name, "c01"): overlay(1, 2, "slice 3 of 9")}
+    panels = [Panel(name, "c00", "best"), Panel(name, "c01", "worst")]
+    return run, Extras(panels, overlays, {}, [], {name: {"train.max_steps": 1000, "method.mix_grid": 4}})
+
+
+def test_nothing_is_fetched(tmp_path):
+    run, extras = everything(tmp_path)
+    records = records_of(run)
+    text = page(records, main_outputs(records, None), extras)
+    page_ = Page(text)
+    assert page_.asked == []
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", re.sub(r"data:image/png;base64,[\w+/=]+", "", text))
+    assert len(page_.ids) == len(set(page_.ids)) and set(page_.targets) <= set(page_.ids)
+    for reference in set(re.findall(r"url\(#([^\")]+)", text)):
+        assert reference in page_.ids
+    assert text.count('role="img"') == text.count("<svg ") and text.count("<svg ") > 12
+    assert text.count("data:image/png;base64,") == 2
+    assert {f"#{name}" for name in ("scores", "distributions", "cases", "curves", "pseudo", "cost")} <= {
+        f"#{name}" for name in page_.ids
+    }
+
+
+def test_names_are_only_text(tmp_path):
+    run = write_run(tmp_path / "run", {NASTY: scores(1), "x": scores(2)}, outputs={NASTY: {NASTY: scores(3), "x": {}}})
+    overlays = {(NASTY, NASTY): overlay(classes=2)}
+    text = page(
+        records_of(f"{NASTY}={run}"),
+        {NASTY: "fusion"},
+        Extras([Panel(NASTY, NASTY, "best")], overlays, {}, [], {}),
+    )
+    assert "<b>" not in text and NASTY in Page(text).text
+
+
+def test_equal_runs_give_equal_bytes_and_name_no_folder(tmp_path):
+    run, extras = everything(tmp_path)
+    shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-copy" / "deep")
+    other = tmp_path.parent / f"{tmp_path.name}-copy" / "deep" / "run"
+    (other / "overrides.txt").write_text(f"run={other}\ntrain.seed=0\n")
+    written = []
+    for folder, name in ((run, "a"), (other, "b")):
+        records = records_of(folder)
+        files = write_page(tmp_path / name / "x.html", records, main_outputs(records, None), extras)
+        written.append([file.read_bytes() for file in files])
+    assert written[0] == written[1]
+    assert not any(str(tmp_path).encode() in data for data in written[0])
+    assert "SAM weights from …/sam_vit_b.pth" in written[0][0].decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/data/a/b.pth", "…/b.pth"),
+        ("no /home/me/x y", "no …/x y"),
+        ("a/b/c", "a/b/c"),
+        ("1/2", "1/2"),
+        ("https://x.org/a/b", "https://x.org/a/b"),
+        (["/a/b", 3], ["…/b", 3]),
+        (None, None),
+    ],
+)
+def test_places_of_this_machine_are_left_out(text, told):
+    assert without_places(text) == told
+
+
+# ---------------------------------------------------------------- curves, cost, settings
+
+
+def test_curves_cost_and_environment(tmp_path):
+    run, extras = everything(tmp_path)
+    page_ = shown(run, extras=extras)
+    for words in ("Validation Dice", "Loss term seg", "Loss term skd", "Learning rate", "Training images a second"):
+        assert words in page_.text
+    assert "SAM's confidence on unlabelled training images" in page_.text
+    assert "not everything that is shown as a loss term" not in page_.text
+    head, row = page_.table("time (h:mm:ss)")
+    told = dict(zip(head, row, strict=True))
+    assert told["in all"] == "1:02:05" and told["steps"] == "1:00:00" and told["validation"] == "0:01:00"
+    assert told["images/s (median)"] == "13.5" and told["memory MiB"] == "2048" and told["device memory MiB"] == "4097"
+    assert page_.table("at a glance")[1][-2:] == ["75.00 at 400", "1:02:05"]
+    assert ["git_commit", "a" * 12] in page_.table("environment of the training")
+    assert "kept in git.diff, 2 lines" in page_.text and "train.seed=0" in page_.text
+
+
+def test_a_value_that_is_no_loss_term_is_noticed(tmp_path):
+    run = write_run(tmp_path / "run", scores(1))
+    log(run, {"step": 1, "kind": "train", "loss": 1.0, "seg_a": 0.25, "temperature": 9.0})
+    assert "not everything that is shown as a loss term is part of the sum" in shown(run).text
+
+
+def test_settings_against_the_defaults(tmp_path):
+    run, extras = everything(tmp_path)
+    page_ = shown(run, extras=extras)
+    changed = {row[0]: row[1:] for row in page_.table("settings other than the defaults")}
+    assert changed["train.max_steps"] == ["600", "1000"]
+    all_of_them = {row[0]: row[1] for row in page_.table("all settings")[1:]}
+    assert all_of_them["method.mix_grid"] == "(4)" and all_of_them["train.max_steps"] == "600"
+    assert "run" not in all_of_them and "data.obtain" not in all_of_them
+
+
+def test_defaults_are_those_of_the_chosen_components():
+    config = parse_config(
+        "optim: {subnets: {name: adamw, lr: 0.5}}\nsam: {variant: tiny, tuning: {name: adapter}}", "x"
+    )
+    found = default_settings(config)
+    # Stochastic gradient descent is the default optimizer: its momentum is no default of another one.
+    assert found["optim.subnets.name"] == "sgd" and "optim.subnets.momentum" not in found
+    assert found["optim.subnets.lr"] != 0.5 and found["optim.sam.lr"] == 1e-4
+    assert found["train.max_steps"] == 1000 and found["sam.variant"] == "vit_b" and found["sam.tuning.ratio"] == 0.25
+    assert found["method.mixing"] is True and found["method.mix_grid"] == 4
+    assert "method.students" not in found and "skd.weight" not in found
+
+
+def test_split_lists(tmp_path):
+    hashes = {"sha256": {"train.txt": "ab" * 32, "test.txt": "cd" * 32}}
+    rows = shown(write_run(tmp_path / "run", scores(1), splits=hashes)).table("data and split lists")
+    assert ["sha256 of train.txt", "abababababab"] in rows and ["labelled of them", "16"] in rows
+
+
+def test_lines_of_a_log():
+    history = read_history(
+        [
+            {"step": 1, "kind": "train", "loss": 1.0, "seg": None, "note": "text", "on": True},
+            {"step": 2, "kind": "train", "loss": 0.5, "seg": 0.25},
+            {"step": 2, "kind": "val", "dice_fusion": None},
+            {"step": 3, "kind": "val", "dice_fusion": 0.5, "hd95": 3.0},
+            {"step": 4, "kind": "val", "dice_fusion": 0.5},
+            {"step": 4, "kind": "of another version"},
+        ]
+    )
+    assert list(history.train) == ["loss", "seg"] and history.train["loss"].steps == [1, 2]
+    assert history.train["seg"].finite == [0.25] and list(history.dice) == ["fusion"]
+    assert history.best == (3, 0.5), "the first of equal ones chose the checkpoint"
+    assert history.not_finite == 2 and history.cost == {}
+
+
+# ---------------------------------------------------------------- what is missing, and what misleads
+
+
+def warnings(*words, split="test"):
+    records = records_of(*words, split=split)
+    return "\n".join(cautions(records, main_outputs(records, None)))
+
+
+def test_a_good_run_has_no_warnings(tmp_path):
+    run = training(write_run(tmp_path / "run", scores(1), config="method.name=mean_teacher sam.weights=x.pth"))
+    assert warnings(run) == "" and "Before you read on" not in shown(run).text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"checkpoint": LAST}, "The scores are of the last step's weights (last.pt, step 600), which no validation"),
+        ({"checkpoint": None}, "The scores do not say which weights they are of"),
+        ({"split": "val"}, "These are scores on val, which also chose the weights: they are too good."),
+        ({"state": "interrupted"}, "Not finished: interrupted at step 600 of 600."),
+        ({"state": "failed", "code": 79}, "Not finished: failed at step 600 of 600 (told on the console)."),
+        ({"config": "sam.tuning.name=adapter published_code=true"}, "behaves as the published code in every row"),
+    ],
+)
+def test_warnings(tmp_path, changes, told):
+    run = training(write_run(tmp_path / "run", scores(1), **changes))
+    assert told in warnings(run, split=changes.get("split", "test"))
+
+
+def test_more_warnings(tmp_path):
+    run = training(write_run(tmp_path / "run", scores(1)), best=600)
+    assert "Before you read on" in shown(run).text
+    text = warnings(run)
+    assert "scores are of step 400, but the best validation Dice is now that of step 600" in text
+    assert "best validation Dice is that of the last validation" in text
+    assert "SAM started from random weights" in text
+    log(run, {"step": 1, "kind": "train", "loss": None, "seg": 1.0})
+    assert "1 logged value was not finite" in warnings(run)
+    (run / "metrics.jsonl").unlink()
+    assert "Nothing was logged, so there are no curves." in warnings(run)
+
+
+def test_a_run_that_is_not_scored_has_curves_all_the_same(tmp_path):
+    run = training(write_run(tmp_path / "run", None, state="running"))
+    page_ = shown(run)
+    assert "No scores on test. Score it: knowsam evaluate run" in page_.text and "Validation Dice" in page_.text
+    assert "scores" not in page_.ids and page_.table("at a glance")[1][7] == "-"
+    files = write_page(tmp_path / "x.html", records_of(run), {}, Extras())
+    assert [file.name for file in files] == ["x.html"]
+
+
+def test_scored_and_unscored_together(tmp_path):
+    a, b = write_run(tmp_path / "a", scores(1)), write_run(tmp_path / "b", None, seed=1)
+    page_ = shown(a, b)
+    assert [row[0] for row in page_.table("at a glance")[1:]] == ["a", "b"]
+    assert len(page_.table("mean ± sd over cases")) == 2
+
+
+def test_runs_that_differ_in_what_they_were_measured_on(tmp_path):
+    a = write_run(tmp_path / "a", scores(1), splits={"sha256": {"train.txt": "a" * 64, "test.txt": "b" * 64}})
+    other = {f"d{i}": 0.5 for i in range(5)}
+    b = write_run(tmp_path / "b", other, splits={"sha256": {"train.txt": "c" * 64, "test.txt": "d" * 64}}, seed=1)
+    text = warnings(a, b)
+    assert "The runs differ in their splits, so their scores are not comparable as they stand: test cases: 12 (" in text
+    assert "training list: aaaaaaaa for" in text
+    c = write_run(tmp_path / "c", None, splits={"sha256": {"train.txt": "e" * 64}}, seed=2)
+    assert "c: other cases than the other runs: train.txt." in warnings(a, c)
+    d = write_run(tmp_path / "d", scores(1), checkpoint=LAST, config="train.max_steps=300", seed=3)
+    text = warnings(a, d)
+    assert "differ in their budget" in text and "differ in their checkpoint" in text
+    panels = plan_panels(records_of(a, b), main_outputs(records_of(a, b), None), 1)
+    assert {panel.case[0] for panel in panels if panel.run == "a"} == {"c"}
+    assert {panel.case[0] for panel in panels if panel.run == "b"} == {"d"}
+
+
+def test_the_same_warning_stands_once(tmp_path):
+    runs = [write_run(tmp_path / f"r{i}", scores(i), seed=i, checkpoint=None) for i in range(3)]
+    assert warnings(*runs).count("do not say which weights") == 1
+    runs[0] = write_run(tmp_path / "good", scores(0))
+    assert "r1, r2: the scores do not say" in warnings(*runs)
+
+
+def test_runs_of_different_classes_are_refused(tmp_path):
+    a, b = write_run(tmp_path / "a", {"x": scores(1)}), write_run(tmp_path / "b", {"y": scores(1)}, seed=1)
+    with pytest.raises(DataError, match=r"no table in common: classes: x for .* and y for"):
+        main_outputs(records_of(a, b), None)
+
+
+def test_weights_that_no_longer_give_the_scores(tmp_path):
+    run = write_run(tmp_path / "run", {"class 0": scores(1)})
+    told = scores(1)["c00"]
+    item = overlay()
+    for dice, expected in ((told, 0), (told + 0.2, 1)):
+        overlays = {"c00": Overlay(**vars(item) | {"dice": {"class 0": dice}})}
+        found = changed_predictions(records_of(run)[0], "fusion", overlays)
+        assert len(found) == expected and all("predicted anew, do not have the Dice of the scores" in x for x in found)
+
+
+# ---------------------------------------------------------------- names and refusals
+
+
+def test_names(tmp_path):
+    a = write_run(tmp_path / "x" / "run", scores(1))
+    b = write_run(tmp_path / "y" / "run", scores(1))
+    c = write_run(tmp_path / "c", scores(1), config="method.name=supervised", seed=4)
+    assert [r.name for r in records_of(a)] == ["run"] and [r.name for r in records_of(f"mine={a}")] == ["mine"]
+    assert [r.name for r in records_of(a, b)] == ["run (x/run)", "run (y/run)"]
+    assert [r.name for r in records_of(a, c)] == ["run", "c"]
+    d = write_run(tmp_path / "x" / "d", scores(1), seed=4)
+    assert [r.name for r in records_of(f"mine={tmp_path}/x/*", f"other={c}")] == [
+        "mine, seed 4",
+        "mine, seed 0",
+        "other",
+    ]
+    assert [r.name for r in records_of(f"m={a}", f"m={b}", d)] == ["m, seed 0 (x/run)", "m, seed 0 (y/run)", "d"]
+    with pytest.raises(ConfigError, match="named twice"):
+        records_of(a, f"again={a}")
+    with pytest.raises(NotFoundError, match="there is no folder"):
+        records_of(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--output", "teacher"), 78, "no scores of output 'teacher': 'run' has fusion"),
+        (("-o", "."), 78, "is a folder"),
+        (("-o", "page.pdf"), 78, "does not end in .html"),
+        (("--cases", "few"), 2, "whole number of at least 0, got 'few'"),
+        (("--pseudo-cases", "0"), 2, "at least 1"),
+        (("--split", "train"), 2, "invalid choice"),
+    ],
+)
+def test_mistakes(tmp_path, capsys, monkeypatch, words, code, message):
+    run = write_run(tmp_path / "run", scores(1))
+    monkeypatch.chdir(tmp_path)
+    assert run_command("report", [str(run), *words]) == code
+    text = capsys.readouterr()
+    assert message in text.err and text.out == "" and not (run / "report.html").exists()
+
+
+def test_damaged_scores_are_refused_and_the_old_page_stays(tmp_path, capsys):
+    run = write_run(tmp_path / "run", scores(1))
+    assert run_command("report", [str(run), "--cases", "0"]) == 0
+    before = (run / "report.html").read_bytes()
+    (run / "evaluation" / "test.json").write_text("{")
+    assert run_command("report", [str(run), "--cases", "0"]) == 65
+    assert "cannot read scores" in capsys.readouterr().err and (run / "report.html").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    records = records_of(write_run(tmp_path / "run", scores(1)))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot make"):
+        write_page(tmp_path / "file" / "x.html", records, main_outputs(records, None), Extras())
+
+
+def test_without_checkpoint_the_page_says_so(tmp_path, capsys):
+    run = write_run(tmp_path / "run", scores(1))
+    assert run_command("report", [str(run), "--pseudo-labels", "-o", str(tmp_path / "x.html")]) == 0
+    text = Page((tmp_path / "x.html").read_text()).text
+    assert "No pictures. …/run has no best.pt yet." in text
+    assert "Not measured. the run has neither best.pt nor last.pt." in text
+    assert "no pictures" in capsys.readouterr().err

@@ -1,0 +1,11 @@
+"""A page about runs: python tools/report.py RUN_FOLDER [RUN_FOLDER ...] -o report.html."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a checkout that is not installed
+
+from knowsam.cli.main import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("report", sys.argv[1:]))
