@@ -95,7 +95,9 @@ def check_range(low: float, high: float, **values: float) -> None:
         raise ValueError("; ".join(wrong))
 
 
-def ask_sam(guide: nn.Module, images: Tensor, coarse_logits: Tensor, teacher_mode: str) -> tuple[Tensor, Tensor]:
+def ask_sam(
+    guide: nn.Module, images: Tensor, coarse_logits: Tensor, teacher_mode: str, labelled: int | None = None
+) -> tuple[Tensor, Tensor]:
     """SAM's logits to be trained, and its logits as a constant teacher. The images are encoded once.
 
     Args:
@@ -104,15 +106,22 @@ def ask_sam(guide: nn.Module, images: Tensor, coarse_logits: Tensor, teacher_mod
         coarse_logits: (B, K, S, S), prompt SAM.
         teacher_mode: ``eval``: the teacher answers without dropout and with averaged statistics; ``train``: it gives
             the very logits that are trained (the published form).
+        labelled: with an ``eval`` teacher, how many images, the first ones, SAM learns from; all if None. The others
+            are encoded without a graph: what they would add to the encoder's gradient, through the batch statistics
+            of the prompt generator alone, is left out.
     Returns:
-        Two tensors (B, K, S, S), the second without gradient.
+        Logits (L, K, S, S) with gradient, L = ``labelled`` or, with a ``train`` teacher, B; and (B, K, S, S) without.
     """
     if teacher_mode == "train":
         sam_logits = guide(images, coarse_logits)
         return sam_logits, sam_logits.detach()
-    embedding = guide.encode(images)
     size = images.shape[-2:]
-    sam_logits = guide.decode(embedding, coarse_logits, size)
+    embedding = guide.encode(images[:labelled])
+    if labelled is not None and labelled < len(images):
+        with torch.no_grad():
+            constant = guide.encode(images[labelled:])
+        embedding = torch.cat([embedding, constant])
+    sam_logits = guide.decode(embedding, coarse_logits, size, first=labelled)
     training = guide.training
     guide.eval()
     with torch.no_grad():

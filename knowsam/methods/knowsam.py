@@ -154,7 +154,7 @@ class KnowSAM(SSLMethod):
         logits = self.students(images)
         sam_images = images if self.sam_view == "strong" else torch.cat([batch.labelled, batch.weak])
         sam_logits, teacher_logits = ask_sam(
-            self.sam_guide, sam_images, logits["fusion"].detach(), self.sam_teacher_mode
+            self.sam_guide, sam_images, logits["fusion"].detach(), self.sam_teacher_mode, labelled=len(batch.mask)
         )
         confidence, sam_label = teacher_logits.float().softmax(1).max(1)  # (L + U, S, S) each
 

@@ -71,8 +71,8 @@ class WithSKD(SSLMethod):
         for names in groups.values():
             shown = out.predictions[prompting if prompting in names else names[0]]
             sam_logits, teacher_logits = ask_sam(
-                self.sam_guide, shown.images, shown.logits.detach(), self.sam_teacher_mode
-            )  # (B, K, S, S) each
+                self.sam_guide, shown.images, shown.logits.detach(), self.sam_teacher_mode, labelled=len(shown.mask)
+            )
             seg = segmentation_loss(sam_logits[: len(shown.mask)], shown.mask) / len(groups)
             losses["sam"] = losses.get("sam", 0.0) + seg
             confidence = teacher_logits.float().softmax(1).amax(1)  # (B, S, S)

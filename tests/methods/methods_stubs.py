@@ -60,8 +60,9 @@ class StubGuide(nn.Module):
     def encode(self, images):
         return self.encoder(images)
 
-    def decode(self, image_embedding, coarse_logits=None, size=None):
-        return self.decoder(torch.cat([self.prompt(image_embedding), coarse_logits], 1))
+    def decode(self, image_embedding, coarse_logits=None, size=None, first=None):
+        x = torch.cat([self.prompt(image_embedding), coarse_logits], 1)  # batch norm looks at all
+        return self.decoder(x[:first])
 
     def forward(self, images, coarse_logits=None):
         return self.decode(self.encode(images), coarse_logits, images.shape[-2:])

@@ -9,7 +9,7 @@ from methods_stubs import MAX_STEPS, PUBLISHED, SIDE, StubGuide, make_batch, mak
 from torch import nn
 
 from knowsam.losses import consistency_loss, entropy_loss, entropy_map, sam_distillation_loss, segmentation_loss
-from knowsam.methods.base import SSLMethod, StepOutput
+from knowsam.methods.base import SSLMethod, StepOutput, ask_sam
 from knowsam.methods.knowsam import KnowSAM
 from knowsam.methods.with_skd import WithSKD
 from knowsam.models.sam import build_sam_guide
@@ -197,7 +197,7 @@ def test_sam_sees_the_view_that_was_asked_for():
         method.sam_guide.encoder.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
         batch = make_batch(2)
         method(batch, 0)
-        assert torch.equal(seen[0], torch.cat([batch.labelled, getattr(batch, view)]))
+        assert torch.equal(torch.cat(seen), torch.cat([batch.labelled, getattr(batch, view)]))
 
 
 # ---------------------------------------------------------------- mixing
@@ -417,7 +417,7 @@ def test_with_skd_arithmetic(name, step):
     sam = method.sam_guide(images, logits["fusion"])
     seen = count_encodings(method.sam_guide)
     losses = method(batch, step).losses
-    assert len(seen) == 1
+    torch.testing.assert_close(torch.cat(seen), images)  # each once, the labelled ones first
     torch.testing.assert_close(losses["sam"], segmentation_loss(sam[:2], batch.mask))
     assert {term for term in losses if term.startswith("skd_")} == {"skd_unet", "skd_vnet"}
     for student in ("unet", "vnet"):
@@ -436,6 +436,38 @@ def test_with_skd_teaches_in_the_mode_asked_for(mode):
     method(make_batch(2), 0)
     assert modes == ([True, False] if mode == "eval" else [True])
     assert method.sam_guide.training
+
+
+@pytest.mark.parametrize("prompt", [{}, {"sparse": False}])
+def test_sam_learns_from_labelled_images_without_a_graph_of_the_others(prompt):
+    """The same logits; the others' only way to the gradient, the prompt generator's batch statistics, is left out."""
+    torch.manual_seed(0)
+    guide, _ = build_sam_guide("tiny", 64, 2, tuning={"name": "adapter", "zero_init": False}, prompt=prompt)
+    images, coarse = torch.rand(4, 3, 64, 64), torch.randn(4, 2, 64, 64)
+    weights = torch.randn(2, 2, 64, 64)
+
+    def ask(labelled):
+        guide.load_state_dict(start)
+        torch.manual_seed(1)  # dropout
+        guide.zero_grad()
+        shown = images.clone().requires_grad_()
+        sam_logits, teacher_logits = ask_sam(guide.train(), shown, coarse, "eval", labelled)
+        (sam_logits[:2] * weights).sum().backward()
+        gradients = {name: p.grad for name, p in guide.named_parameters() if p.grad is not None}
+        return sam_logits, teacher_logits, gradients, shown.grad
+
+    start = {name: value.clone() for name, value in guide.state_dict().items()}
+    logits, teacher, gradients, _ = ask(None)
+    few_logits, few_teacher, few_gradients, by_image = ask(2)
+    assert few_logits.shape[0] == 2 and few_teacher.shape[0] == 4
+    torch.testing.assert_close(few_logits, logits[:2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(few_teacher, teacher, rtol=1e-5, atol=1e-5)
+    assert by_image[:2].abs().max() > 0 and by_image[2:].abs().max() == 0
+    assert gradients.keys() == few_gradients.keys()
+    for name, gradient in gradients.items():
+        if "image_encoder" in name and not prompt:
+            continue  # the batch statistics
+        torch.testing.assert_close(few_gradients[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_with_skd_does_not_change_the_method_within():

@@ -93,6 +93,7 @@ class SamGuide(nn.Module):
         image_embedding: Tensor,
         coarse_logits: Tensor | None = None,
         size: int | Sequence[int] | None = None,
+        first: int | None = None,
     ) -> Tensor:
         """Class logits from an embedding, so that a second decoding need not encode again.
 
@@ -100,10 +101,16 @@ class SamGuide(nn.Module):
             image_embedding: (B, 256, E, E).
             coarse_logits: (B, K, h, w), any size; detached here.
             size: side, or height and width, of the result; 16E if None.
+            first: decode so many of the images; all if None. Prompts are made of all in any case, whose batch norms
+                in train mode look at the whole batch.
         Returns:
-            (B, K, height, width) float32 logits.
+            (B, K, height, width) float32 logits, B = ``first`` if given.
         """
         sparse, dense = self.prompt_generator(image_embedding)
+        if first is not None:
+            image_embedding, sparse = image_embedding[:first], sparse[:first]
+            dense = None if dense is None else dense[:first]
+            coarse_logits = None if coarse_logits is None else coarse_logits[:first]
         mask_embedding = self.embed_masks(image_embedding, coarse_logits)  # (B or 1, K or 1, 256, E, E)
         dense = mask_embedding if dense is None else mask_embedding + dense
         low_resolution = self.mask_decoder(image_embedding, self.positions(), sparse, dense)  # (B, K, 4E, 4E)
