@@ -7,10 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # works in a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a checkout that is not installed
 
 from knowsam.cli.compare import reader
+from knowsam.config import REPOSITORY
 from knowsam.engine.evaluate import MEAN
 from knowsam.errors import KnowsamError
 from knowsam.files import write_text
@@ -26,7 +26,7 @@ def main() -> int:
     """Write the table; the exit code is 0, or that of what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sweep", help="folder of the finished sweep")
-    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "fidelity.md")
+    parser.add_argument("--document", type=Path, default=REPOSITORY / "docs" / "fidelity.md")
     args = parser.parse_args()
     try:
         found = collect([args.sweep], reader("test"))
@@ -64,7 +64,8 @@ def table(by_output: dict[str, list[TableSet]]) -> str:
     lines += [
         "",
         f"Test Dice %, mean over cases and classes, then over seeds {', '.join(map(str, seeds))}; in brackets the "
-        f"difference to *corrected* for each seed. {len(runs)} runs. {counted}. A dash: not run, as it computes the same.",
+        f"difference to *corrected* for each seed. {len(runs)} runs. {counted}. A dash: not run, as it computes the "
+        "same.",
     ]
     return "\n".join(lines)
 

@@ -56,6 +56,9 @@ class KnowSAM(SSLMethod):
         skd_confidence_threshold: least probability of SAM's argmax for a pixel to be distilled; 0 distils all.
         sam_teacher_mode: ``eval`` (no dropout, averaged batch statistics while teaching) or ``train`` (as published).
         sam_view: which view of an unlabelled image SAM sees: ``weak``, or ``strong`` as the students do (published).
+        sam_gradient: which images SAM's encoder keeps a graph of. SAM's loss is of the labelled ones; the others reach
+            it through the batch statistics of the prompt generator only. ``labelled`` leaves that out and saves half
+            of the encoder's backward pass; ``all`` keeps it. A teacher in ``train`` mode keeps all.
         entropy_weight: factor of the students' normalised entropy.
         consistency_weight: factor of the cross-student consistency at the end of its ramp.
         consistency_rampup: length of that ramp as a fraction of the run.
@@ -85,6 +88,7 @@ class KnowSAM(SSLMethod):
         skd_confidence_threshold: float = 0.0,
         sam_teacher_mode: Literal["eval", "train"] = "eval",
         sam_view: Literal["weak", "strong"] = "weak",
+        sam_gradient: Literal["labelled", "all"] = "labelled",
         entropy_weight: float = 0.9,
         consistency_weight: float = 1.0,
         consistency_rampup: float = 1.0,
@@ -106,6 +110,7 @@ class KnowSAM(SSLMethod):
         for name, value, allowed in (
             ("sam_teacher_mode", sam_teacher_mode, ("eval", "train")),
             ("sam_view", sam_view, ("weak", "strong")),
+            ("sam_gradient", sam_gradient, ("labelled", "all")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
@@ -135,6 +140,7 @@ class KnowSAM(SSLMethod):
         self.skd_confidence_threshold = skd_confidence_threshold
         self.sam_teacher_mode = sam_teacher_mode
         self.sam_view = sam_view
+        self.sam_gradient = sam_gradient
         self.entropy_weight = entropy_weight
         self.consistency_weight = consistency_weight
         self.consistency_rampup_steps = consistency_rampup * max_steps
@@ -154,7 +160,11 @@ class KnowSAM(SSLMethod):
         logits = self.students(images)
         sam_images = images if self.sam_view == "strong" else torch.cat([batch.labelled, batch.weak])
         sam_logits, teacher_logits = ask_sam(
-            self.sam_guide, sam_images, logits["fusion"].detach(), self.sam_teacher_mode, labelled=len(batch.mask)
+            self.sam_guide,
+            sam_images,
+            logits["fusion"].detach(),
+            self.sam_teacher_mode,
+            labelled=len(batch.mask) if self.sam_gradient == "labelled" else None,
         )
         confidence, sam_label = teacher_logits.float().softmax(1).max(1)  # (L + U, S, S) each
 

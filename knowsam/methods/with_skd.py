@@ -26,6 +26,7 @@ class WithSKD(SSLMethod):
         rampup: length of the sigmoid ramp as a fraction of the run; 0 teaches at full weight from the start.
         confidence_threshold: least probability of SAM's argmax for a pixel to be taught, 0..1.
         sam_teacher_mode: ``eval`` (no dropout, averaged batch statistics while teaching) or ``train`` (as published).
+        sam_gradient: which images SAM's encoder keeps a graph of, as in ``KnowSAM``.
     Source:
         arXiv:2412.13742 (SKD as a plug-in).
     """
@@ -41,10 +42,13 @@ class WithSKD(SSLMethod):
         rampup: float = 0.4,
         confidence_threshold: float = 0.0,
         sam_teacher_mode: Literal["eval", "train"] = "eval",
+        sam_gradient: Literal["labelled", "all"] = "labelled",
     ):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
+        if sam_gradient not in ("labelled", "all"):
+            raise ValueError(f"sam_gradient must be one of ('labelled', 'all'), got {sam_gradient!r}")
         check_range(0, 1, confidence_threshold=confidence_threshold)
         check_range(0, float("inf"), weight=weight, rampup=rampup)
         self.method = method
@@ -54,6 +58,7 @@ class WithSKD(SSLMethod):
         self.rampup_steps = rampup * max_steps
         self.confidence_threshold = confidence_threshold
         self.sam_teacher_mode = sam_teacher_mode
+        self.sam_gradient = sam_gradient
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """The method's losses, plus ``sam`` and ``skd_<student>``."""
@@ -71,7 +76,11 @@ class WithSKD(SSLMethod):
         for names in groups.values():
             shown = out.predictions[prompting if prompting in names else names[0]]
             sam_logits, teacher_logits = ask_sam(
-                self.sam_guide, shown.images, shown.logits.detach(), self.sam_teacher_mode, labelled=len(shown.mask)
+                self.sam_guide,
+                shown.images,
+                shown.logits.detach(),
+                self.sam_teacher_mode,
+                labelled=len(shown.mask) if self.sam_gradient == "labelled" else None,
             )
             seg = segmentation_loss(sam_logits[: len(shown.mask)], shown.mask) / len(groups)
             losses["sam"] = losses.get("sam", 0.0) + seg
