@@ -58,6 +58,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: str = ""  # backend of torch.compile for the networks, such as inductor; empty: none
     accumulate: int = 1  # micro-batches per update
     clip_norm: float = 0.0  # largest gradient norm per optimizer; 0: no clipping
     validate_every: int = 200  # steps

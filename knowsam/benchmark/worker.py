@@ -185,6 +185,7 @@ def _train(subject: Subject, connection: Connection | None) -> None:
     from knowsam.benchmark.plain import build_plain
     from knowsam.config import load_config, to_yaml
     from knowsam.engine import distributed
+    from knowsam.engine.compile import compile_parts
     from knowsam.engine.evaluate import Evaluation
     from knowsam.engine.memory import keep_freed_memory
     from knowsam.engine.precision import store_frozen
@@ -204,6 +205,7 @@ def _train(subject: Subject, connection: Connection | None) -> None:
         keep_freed_memory()
         method = build.build_method(config).method.to(place.device)
         store_frozen(method, autocast_dtype(config.train.precision))
+        compile_parts(method.compilable(), config.train.compile)
         optimizers = build.build_optimizers(config, method)
     for owner in (method, getattr(method, "sam_guide", None)):
         for attribute, part in PARTS.items():

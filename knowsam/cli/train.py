@@ -92,6 +92,7 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
     from knowsam import build
     from knowsam.cli.trial import sam_weights_line
     from knowsam.data.check import check_quick
+    from knowsam.engine.compile import compile_parts
     from knowsam.engine.distributed import call_on_main
     from knowsam.engine.log import Counter, say
     from knowsam.engine.precision import store_frozen
@@ -117,6 +118,7 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
         built = build.build_method(config)
         method = built.method.to(rank.device)
         store_frozen(method, autocast_dtype(config.train.precision))
+        compile_parts(method.compilable(), config.train.compile)
         optimizers = build.build_optimizers(config, method)
         augmenter = build.build_augmenter(config)
         with Counter("decoding images") as progress:

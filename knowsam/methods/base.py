@@ -75,6 +75,13 @@ class SSLMethod(nn.Module, ABC):
         """As :meth:`predict`, for the deployed output alone, and without running anything else (SAM, for one)."""
         return {self.outputs()[0]: self.inference_model()(images)}
 
+    def compilable(self) -> list[nn.Module]:
+        """Networks whose own forward runs at every step: what ``train.compile`` compiles."""
+        guide = getattr(self, "sam_guide", None)
+        found = [getattr(self, "students", None)]
+        found += [getattr(guide, name, None) for name in ("image_encoder", "prompt_generator", "mask_decoder")]
+        return [part for part in found if isinstance(part, nn.Module)]
+
     @abstractmethod
     def inference_model(self) -> nn.Module:
         """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S): what is deployed and exported."""

@@ -113,6 +113,10 @@ class WithSKD(SSLMethod):
         logits = self.method.predict(images)
         return {**logits, "sam": self.sam_guide(images, logits[self.method.prompting_output()])}
 
+    def compilable(self) -> list[nn.Module]:
+        """Parts of the method within, and of SAM."""
+        return [*self.method.compilable(), *super().compilable()]
+
     def prompting_output(self) -> str:
         """Output whose logits prompt SAM."""
         return self.method.prompting_output()

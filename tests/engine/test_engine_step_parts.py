@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
 
 from knowsam.engine.guard import StepGuard
@@ -79,6 +80,24 @@ def test_every_optimizer_of_ours_skips_on_the_device(make):
     item.optimizer.found_inf = torch.tensor(1.0)
     item.optimizer.step()
     assert weight.equal(torch.ones(3))
+
+
+def test_compiled_parts_train_the_same_without_a_graph_break(lab, tmp_path):
+    words = ["train.max_steps=2", "method.mix_start=0.0", "train.tensorboard=false"]
+    assert lab.train(tmp_path / "plain", *words) == 0
+    torch._dynamo.reset()
+    assert lab.train(tmp_path / "compiled", *words, "train.compile=eager") == 0
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    assert not torch._dynamo.utils.counters["graph_break"]
+    plain, compiled = (lab.last(tmp_path / name)["method"] for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_backend_that_is_not_there_is_refused(lab, tmp_path, capsys):
+    assert lab.train(tmp_path / "run", "train.compile=fast") == 78
+    assert "train.compile is 'fast'; this torch has " in capsys.readouterr().err
 
 
 def test_spans_reach_the_collector_only_while_it_collects():
