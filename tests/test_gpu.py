@@ -68,3 +68,21 @@ def test_sam_on_the_device_equals_the_cpu():
         here = guide(images, coarse)
         there = guide.cuda()(images.cuda(), coarse.cuda()).cpu()
     torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3)
+
+
+def test_no_step_makes_the_host_wait(tmp_path, monkeypatch):
+    """Between two logs nothing synchronises: torch raises where something does."""
+    from knowsam.engine import guard
+    from knowsam.engine import train as loop
+
+    watched = guard.StepGuard.watch
+
+    def strict(self, losses, total, step, batches, optimizers):
+        torch.cuda.set_sync_debug_mode("error" if 2 < step < 6 else "default")
+        watched(self, losses, total, step, batches, optimizers)
+
+    monkeypatch.setattr(loop.StepGuard, "watch", strict)
+    try:
+        assert train(tmp_path / "run", "train.log_every=8", "train.validate_every=8", "train.checkpoint_every=8") == 0
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     threads = torch.get_num_threads()
-    words = [*STEP, *args.set, f"train.device={device}"]
+    words = [*STEP, *args.set, f"train.device={device.type}"]
     config = load_config(args.experiment, words)
     keep_freed_memory()
     results: dict[str, Any] = {"machine": describe(device), "ceilings": ceilings(device)}
