@@ -1,7 +1,6 @@
 """From a configuration to objects: the only place that reads the configuration and calls constructors."""
 
 import copy
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from knowsam import components
 from knowsam.compat import published
-from knowsam.config import REPOSITORY, Config, beside
+from knowsam.config import Config, beside, data_places
 from knowsam.data.cache import build_cache
 from knowsam.data.source import Source
 from knowsam.data.streams import TwoStreams, derive_seed
@@ -19,6 +18,7 @@ from knowsam.engine.optim import ScheduledOptimizer
 from knowsam.errors import ConfigError, KnowsamError, NotFoundError
 from knowsam.methods.base import SSLMethod
 from knowsam.models.students import Students
+from knowsam.pretrained import where_to_get
 
 if TYPE_CHECKING:
     from knowsam.data.augment import Augmenter
@@ -215,7 +215,7 @@ def _construct(key: str, target: str, **arguments: Any) -> Any:
 
 def _data_root(root: str, obtain: str) -> str:
     """Absolute, below $KNOWSAM_DATA, or below ``data/`` of the working folder or the checkout."""
-    places = [Path(root)] if Path(root).is_absolute() else _data_places(root)
+    places = [Path(root)] if Path(root).is_absolute() else data_places(root)
     for place in places:
         if place.is_dir():
             return str(place)
@@ -226,21 +226,13 @@ def _data_root(root: str, obtain: str) -> str:
     )
 
 
-def _data_places(root: str) -> list[Path]:
-    above = os.environ.get("KNOWSAM_DATA")
-    places = [Path(above) / root] if above else []
-    return list(dict.fromkeys([*places, Path("data") / root, REPOSITORY / "data" / root]))
-
-
 def _weights_file(path: str) -> Path:
-    places = list(dict.fromkeys([Path(path), *(_data_places(path) if not Path(path).is_absolute() else [])]))
+    places = list(dict.fromkeys([Path(path), *(data_places(path) if not Path(path).is_absolute() else [])]))
     for place in places:
         if place.exists():
             return place
     tried = "\n".join(f"  {place}" for place in places)
     raise NotFoundError(
         f"SAM's weights {path!r} are not there; looked at\n{tried}",
-        hint="Fetch sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth (the README of "
-        "github.com/facebookresearch/segment-anything links them) and put the file there, or train SAM from random "
-        "weights with sam.weights=null.",
+        hint=f"{where_to_get()} Or train SAM from random weights with sam.weights=null.",
     )

@@ -9,6 +9,7 @@ import copy
 import difflib
 import functools
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -67,6 +68,7 @@ class TrainConfig:
     log_every: int = 20  # steps
     snapshot_every: int = 0  # steps between kept copies of the deployed networks, for the report; 0: none are kept
     tensorboard: bool = True
+    pictures_every: int | None = None  # steps, at most 64 pictures a run; 0: none; null: with validation
     deterministic: bool = False  # torch's deterministic algorithms (slower on CUDA)
     threads: int = 0  # CPU threads of this process; 0: torch's choice
 
@@ -188,6 +190,16 @@ def beside(path: str) -> Path:
     """A path as it is if it is absolute or exists, else below the checkout."""
     here = Path(path)
     return here if here.is_absolute() or here.exists() else REPOSITORY / here
+
+
+def data_places(path: str) -> list[Path]:
+    """Where data and weights that are named without a whole path may lie, in the order in which one looks.
+
+    Below ``$KNOWSAM_DATA``, then below ``data/`` of the working folder, then of the checkout.
+    """
+    above = os.environ.get("KNOWSAM_DATA")
+    places = [Path(above) / path] if above else []
+    return list(dict.fromkeys([*places, Path("data") / path, REPOSITORY / "data" / path]))
 
 
 # ---------------------------------------------------------------- reading
@@ -502,6 +514,7 @@ def _check_pairs(config: Config, complain) -> None:
         ("train.checkpoint_every", train.checkpoint_every, 1),
         ("train.log_every", train.log_every, 1),
         ("train.snapshot_every", train.snapshot_every, 0),
+        ("train.pictures_every", train.pictures_every or 0, 0),
         ("train.threads", train.threads, 0),
         ("evaluate.batch_size", config.evaluate.batch_size, 1),
     ):

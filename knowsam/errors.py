@@ -92,6 +92,13 @@ class RunFolderError(KnowsamError):
     kind = "run folder"
 
 
+class NetworkError(KnowsamError):
+    """Something that must come over the network cannot be reached."""
+
+    exit_code = 69
+    kind = "network"
+
+
 class NumericError(KnowsamError):
     """A loss that is not finite."""
 

@@ -20,6 +20,7 @@ COSMETIC = {
     "train.checkpoint_every",
     "train.snapshot_every",
     "train.tensorboard",
+    "train.pictures_every",
     "train.device",
     "evaluate.batch_size",
     "evaluate.nsd_tolerance",

@@ -37,6 +37,7 @@ train:
   checkpoint_every: 4
   log_every: 1
   tensorboard: false
+  pictures_every: 0
 """
 
 

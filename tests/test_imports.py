@@ -20,7 +20,8 @@ ALLOWED = {
     "files": (("errors",), ()),
     "mixing": ((), ("torch",)),
     "losses": ((), ("torch", "monai")),
-    "models": (("losses.entropy", "errors"), ("torch", "segment_anything")),
+    "pretrained": (("components", "errors", "files", "text"), ()),
+    "models": (("losses.entropy", "errors", "pretrained"), ("torch", "segment_anything")),
     "metrics": (("errors",), ("numpy", "scipy", "monai", "torch")),
     "data": (
         ("errors", "files"),
@@ -30,7 +31,7 @@ ALLOWED = {
     "inference": (("data.source", "data.readers", "errors"), ("torch", "numpy", "scipy", "monai")),
     "engine": (
         ("methods.base", "data", "metrics", "inference", "schedules", "errors", "files", "signals", "text"),
-        ("torch", "numpy", "scipy", "rich", "tensorboard"),
+        ("torch", "numpy", "scipy", "rich", "tensorboard", "PIL"),
     ),
     "report": (
         ("engine", "errors", "files", "metrics", "text"),
@@ -45,7 +46,7 @@ ALLOWED = {
         ("optuna", "submitit", "ray"),
     ),
     "build": (
-        ("components", "config", "data", "engine", "errors", "methods", "models", "compat"),
+        ("components", "config", "data", "engine", "errors", "methods", "models", "compat", "pretrained"),
         ("torch", "numpy"),
     ),
     "benchmark": (("build", "config", "data", "engine", "errors", "methods", "models"), ("torch", "numpy")),
@@ -65,6 +66,7 @@ ALLOWED = {
             "losses",
             "methods",
             "metrics",
+            "pretrained",
             "report",
             "signals",
             "sweep",
@@ -157,6 +159,11 @@ def test_the_test_sees_imports(tmp_path):
         ["init", "--help"],
         ["check", "--help"],
         ["splits", "--help"],
+        ["weights", "--help"],
+        ["weights", "list"],
+        ["doctor", "--help"],
+        ["completion", "--help"],
+        ["completion", "bash"],
         ["train", "EXPERIMENT", "--print-config"],
     ],
 )

@@ -16,7 +16,8 @@ EPILOG = """examples:
 `published` is the code of the KnowSAM paper. Without its SAM file the run has the students and the fusion head, which
 is all that is needed at test time. Of the experiment only the data section is used: it says what to evaluate on. The
 checkpoint does not tell what it was trained on: make sure that it was not the test images. See docs/fidelity.md.
-exit codes: 0 done, 66 not found, 73 the folder holds something, 78 configuration, 80 not such a checkpoint.
+exit codes: 0 done, 66 not found, 73 the folder holds something, 74 disk, 78 configuration, 80 not such a
+checkpoint.
 """
 
 NO_EXPERIMENT = (

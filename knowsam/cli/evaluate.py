@@ -17,7 +17,7 @@ EPILOG = """examples:
   python tools/evaluate.py runs/kvasir --dataset experiments/base/polyp_external.yaml
 
 Writes evaluation/<split>_cases.csv, _summary.csv and .json into each run folder; several runs are also compared.
-exit codes: 0 done, 65 bad data, 66 no such run, 78 configuration, 80 checkpoint.
+exit codes: 0 done, 65 bad data, 66 no such run, 74 disk, 78 configuration, 80 checkpoint.
 """
 
 

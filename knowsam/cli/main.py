@@ -23,7 +23,10 @@ COMMANDS = {
     "report": ("knowsam.cli.report", "one page about a run, or several beside each other: curves, scores, pictures"),
     "sweep": ("knowsam.cli.sweep", "run many trials from one sweep file, resumable, on one machine or many"),
     "benchmark": ("knowsam.cli.benchmark", "measure steps, data, prediction and start-up against the machine's limit"),
+    "weights": ("knowsam.cli.weights", "list, fetch and verify SAM's published checkpoints"),
     "convert": ("knowsam.cli.convert", "make a run folder of a checkpoint of the published code"),
+    "doctor": ("knowsam.cli.doctor", "look for what would stop or slow a training on this machine"),
+    "completion": ("knowsam.cli.completion", "print the script that completes commands in a shell"),
 }
 """Name -> (module, help). A module has ``add_arguments(parser)`` and ``run(args) -> int``; imports go into ``run``."""
 

@@ -87,6 +87,15 @@ def run_path(config: Config) -> str:
     return f"runs/{config.name}/{method}_{config.data.labelled}_seed{config.train.seed}"
 
 
+def _method_name(config: Config) -> str:
+    return config.method["name"] + (" + SKD" if config.skd is not None else "")
+
+
+def _pictures_every(config: Config) -> int:
+    every = config.train.pictures_every
+    return config.train.validate_every if every is None else every
+
+
 def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | None) -> bool:
     """Train, or go on; True when the run is complete."""
     from knowsam import build
@@ -168,6 +177,9 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
             snapshot_every=config.train.snapshot_every,
             workers=config.data.workers,
             tensorboard=config.train.tensorboard,
+            pictures_every=_pictures_every(config),
+            class_names=config.data.classes,
+            title=f"{config.name}, {_method_name(config)}",
             resume=resume,
             stop_at=stop_at,
         )
@@ -245,7 +257,7 @@ def _introduce(run, config: Config, rank: "Rank", streams, method, load_report, 
         return
     unlabelled = len(streams.unlabelled.ids) if streams.unlabelled is not None else 0
     say(
-        f"{config.method['name']}{' + SKD' if config.skd is not None else ''} on {config.name}: "
+        f"{_method_name(config)} on {config.name}: "
         f"{len(streams.labelled.ids)} labelled and {unlabelled} unlabelled images, K = {config.num_classes}, "
         f"{config.data.image_size} px, {config.train.max_steps} steps on {rank.world_size} x {rank.device} "
         f"({config.train.precision})"

@@ -93,12 +93,28 @@ class MetricsLog:
         if not is_main():
             return
         assert not {"step", "kind"} & set(values), "names taken by the record itself"
-        numbers = {name: _json_number(value) for name, value in values.items()}
-        record = {"step": step, "kind": kind, **numbers}
-        self._pending.append(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self._write_pending()
+        self._record({"step": step, "kind": kind, **{name: json_number(value) for name, value in values.items()}})
         if self._tensorboard:
             self._guard(lambda: self._write_events(kind, step, values))
+
+    def warning(self, step: int, name: str, text: str) -> None:
+        """Record ``{"step": step, "kind": "warning", "name": name, "text": text}``, in TensorBoard as a text.
+
+        Args:
+            step: optimizer updates done.
+            name: one word that tells this warning from others.
+            text: for people.
+        """
+        if not is_main():
+            return
+        self._record({"step": step, "kind": "warning", "name": name, "text": text})
+        if self._tensorboard:
+            self._guard(lambda: self._events_writer().add_text(f"warnings/{name}", text, step))
+
+    def picture(self, tag: str, step: int, pixels: Any) -> None:
+        """Show an image in TensorBoard alone: uint8 array (H, W, 3)."""
+        if is_main() and self._tensorboard:
+            self._guard(lambda: self._events_writer().add_image(tag, pixels, step, dataformats="HWC"))
 
     def flush(self) -> None:
         """Sync everything to the disk; call before a checkpoint is saved, which must not be newer than its metrics."""
@@ -116,6 +132,10 @@ class MetricsLog:
         if self._writer is not None:
             self._guard(self._writer.close)
         self._writer = None
+
+    def _record(self, record: Mapping[str, Any]) -> None:
+        self._pending.append(json.dumps(record, allow_nan=False).encode() + b"\n")
+        self._write_pending()
 
     def _write_pending(self) -> None:
         if not self._pending:
@@ -141,13 +161,17 @@ class MetricsLog:
             self._warned = True
 
     def _write_events(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        writer = self._events_writer()
+        for name, value in values.items():
+            writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def _events_writer(self) -> Any:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # about a second, so only when needed
 
             self._writer = SummaryWriter(str(self._events), purge_step=self._purge_step, flush_secs=30)
             self._purge_step = None
-        for name, value in values.items():
-            self._writer.add_scalar(f"{kind}/{name}", value, step)
+        return self._writer
 
     def _guard(self, action: Callable[[], Any]) -> None:
         try:
@@ -343,7 +367,8 @@ def _end_last_line(path: Path) -> None:
             file.truncate(data.rfind(b"\n") + 1)
 
 
-def _json_number(value: float) -> float | None:
+def json_number(value: float) -> float | None:
+    """The value as ``metrics.jsonl`` holds it: None for NaN and infinity."""
     return value if math.isfinite(value) else None
 
 

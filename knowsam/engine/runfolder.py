@@ -30,7 +30,7 @@ class RunFolder:
     Attributes:
         config, overrides, environment, diff, splits, sam_weights, metrics, last, best, status_file: files; may not
             exist yet.
-        tensorboard, snapshots, evaluation, errors: folders; made when first needed.
+        tensorboard, pictures, snapshots, evaluation, errors: folders; made when first needed.
     Raises:
         NotFoundError: not ``create`` and the folder is no run.
         RunFolderError: the folder cannot be written, is a file, or holds something that is not a run.
@@ -45,6 +45,7 @@ class RunFolder:
         self.splits = self.path / "splits.json"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.pictures = self.path / "pictures"
         self.last = self.path / "last.pt"
         self.best = self.path / "best.pt"
         self.status_file = self.path / "status.json"

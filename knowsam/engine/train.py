@@ -1,7 +1,7 @@
 """The training loop: read once from top to bottom. It knows the method's contract and nothing of any method."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,10 @@ from knowsam.engine.evaluate import Evaluation
 from knowsam.engine.guard import StepGuard
 from knowsam.engine.log import MetricsLog, Progress, read_metrics
 from knowsam.engine.optim import ScheduledOptimizer
+from knowsam.engine.pictures import Pictures
 from knowsam.engine.runfolder import RunFolder
 from knowsam.engine.spans import span
+from knowsam.engine.watch import Watch, gradient_norm, label_statistics, parameter_norms
 from knowsam.errors import DataError, KnowsamError
 from knowsam.methods.base import SSLMethod
 from knowsam.signals import StopSignal
@@ -67,6 +69,9 @@ def train(
     snapshot_every: int = 0,
     workers: int = 0,
     tensorboard: bool = True,
+    pictures_every: int = 0,
+    class_names: Sequence[str] = (),
+    title: str = "",
     resume: Mapping[str, Any] | None = None,
     stop_at: int | None = None,
 ) -> TrainState:
@@ -90,6 +95,9 @@ def train(
         snapshot_every: updates between copies of the deployed networks that are kept; 0 keeps none.
         workers: loader processes; their number changes no result.
         tensorboard: write events beside ``metrics.jsonl``.
+        pictures_every: updates between pictures of a step; 0 for none.
+        class_names: K names, background first, for the pictures.
+        title: said above the pictures.
         resume: a loaded ``last.pt``.
         stop_at: end early after this many updates, as if interrupted (for tests of resuming).
     Raises:
@@ -139,6 +147,7 @@ def train(
         evaluation = validate()
         scores = {f"dice_{output}": evaluation.dice(output) for output in evaluation.outputs}
         log.write("val", state.step, scores)
+        watch.heed("val", state.step, scores)
         deployed = evaluation.dice()
         if deployed > state.best.get("dice", -1.0):
             state.best = {"dice": deployed, "step": state.step}
@@ -157,6 +166,10 @@ def train(
     loader = streams.loader(first, last, workers=workers, pin_memory=rank.device.type == "cuda")
     batches = zip(range(first, last), loader, strict=True)
     progress = Progress(max_steps, start_step=state.step, log_every=log_every)
+    watch = Watch(log, progress, max_steps=max_steps, records=read_metrics(run.metrics))
+    pictures = Pictures(
+        run.pictures, log, every=pictures_every, max_steps=max_steps, class_names=class_names, title=title
+    )
     stop = StopSignal()
     guard = StepGuard(streams, run, rank.device)
     try:
@@ -189,29 +202,40 @@ def train(
                         sums[name] = sums.get(name, 0.0) + value.detach().float()
                 terms = {name: sums[name] for name in out.losses}
                 guard.watch(terms, sums["loss"], step, taken, [item.optimizer for item in optimizers.values()])
+                finished = step + 1 == max_steps
+                logged = (step + 1) % log_every == 0 or finished
                 norms: dict[str, Tensor] = {}
                 with span("optimizers"):
                     for name, item in optimizers.items():
-                        if clip_norm > 0:
+                        if clip_norm > 0 or logged:
                             scaler.unscale_(item.optimizer)
+                        if clip_norm > 0:
                             norms[f"grad_norm_{name}"] = nn.utils.clip_grad_norm_(item.parameters, clip_norm)
+                        elif logged:
+                            norms[f"grad_norm_{name}"] = gradient_norm(item)
                         scaler.step(item.optimizer)
                 scaler.update()
                 method.after_step(step)
                 state.step = step + 1
 
-                finished = state.step == max_steps
                 values = None
                 validates, saves = (state.step % every == 0 for every in (validate_every, checkpoint_every))
                 snaps = snapshot_every > 0 and state.step % snapshot_every == 0
-                if finished or validates or saves or snaps:
+                draws = pictures.due(state.step)
+                if finished or validates or saves or snaps or draws:
                     guard.settle()
-                if state.step % log_every == 0 or finished:
-                    values = _to_floats({**{name: value / accumulate for name, value in sums.items()}, **norms})
-                    values = distributed.all_reduce_mean(values)
+                if logged:
+                    means = {name: value / accumulate for name, value in sums.items()}
+                    norms |= parameter_norms(optimizers) | label_statistics(out, batch)
+                    values = distributed.all_reduce_mean(_to_floats(means | norms))
                 progress.update(state.step, values and _by_kind(values, out.losses), images=images_per_step)
                 if values is not None:
-                    log.write("train", state.step, {**values, **rates, "images_per_second": progress.images_per_second})
+                    values |= rates | {"images_per_second": progress.images_per_second}
+                    log.write("train", state.step, values)
+                    watch.heed("train", state.step, values, terms=out.losses)
+                if draws:
+                    with progress.paused():
+                        pictures.draw(state.step, batch, out)
                 if validates or finished:
                     with progress.paused(), cost.part("validation"):
                         state.best = distributed.call_on_main(lambda: (run_validation(), state.best)[1])

@@ -27,6 +27,42 @@ class Prediction:
 
 
 @dataclass
+class Mix:
+    """Images made of parts of others, and what was learned from them.
+
+    Attributes:
+        images: (M, 3, S, S) in 0..1.
+        label: (M, S, S) class ids.
+        other: bool (M, S, S), pixels that came from the other image.
+        valid: bool (M, S, S), pixels whose label counted.
+        logits: (M, K, S, S), the answer of the output that is deployed.
+    """
+
+    images: Tensor
+    label: Tensor
+    other: Tensor
+    valid: Tensor
+    logits: Tensor
+
+
+@dataclass
+class Views:
+    """What a person may want to see of a step besides the predictions (``engine/pictures.py`` draws it).
+
+    Tensors that the step computed anyway: handing them out costs nothing and changes nothing, as nobody writes to them.
+
+    Attributes:
+        teachers: logits of who taught the students, by name: (L + U, K, S, S), labelled first, or (U, K, S, S).
+        uncertainty: (L + U, S, S) as the method itself uses it; None if it uses none.
+        mix: None if nothing was mixed in this step.
+    """
+
+    teachers: dict[str, Tensor] = field(default_factory=dict)
+    uncertainty: Tensor | None = None
+    mix: Mix | None = None
+
+
+@dataclass
 class StepOutput:
     """Result of one forward pass of a method.
 
@@ -34,11 +70,13 @@ class StepOutput:
         losses: weighted scalar terms by name; their sum is minimised.
         predictions: per student.
         monitors: scalars that are only logged.
+        views: for pictures; a method that says nothing gets pictures of its predictions.
     """
 
     losses: dict[str, Tensor]
     predictions: dict[str, Prediction] = field(default_factory=dict)
     monitors: dict[str, Tensor] = field(default_factory=dict)
+    views: Views = field(default_factory=Views)
 
 
 class SSLMethod(nn.Module, ABC):

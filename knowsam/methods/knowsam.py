@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from knowsam.data.batch import Batch
 from knowsam.losses import consistency_loss, entropy_loss, entropy_map, sam_distillation_loss, segmentation_loss
-from knowsam.methods.base import Prediction, SSLMethod, StepOutput, ask_sam, check_range
+from knowsam.methods.base import Mix, Prediction, SSLMethod, StepOutput, Views, ask_sam, check_range
 from knowsam.methods.supervised import output_names
 from knowsam.mixing import cells_to_mask, paste, select_cells
 from knowsam.models.students import DeployedStudents, Students
@@ -185,11 +185,13 @@ class KnowSAM(SSLMethod):
             )
             losses[f"entropy_{name}"] = 0.5 * self.entropy_weight * self.formulas.entropy(logits[name])
             losses[f"consistency_{name}"] = 0.5 * consistency * agree(logits[name], logits[other])
+        views = Views({"sam": teacher_logits})
         if step > self.mix_from_step:
             uncertainty = self.formulas.uncertainty(logits["fusion"].detach())  # (L + U, S, S)
-            mixed = self._mix(images, batch.mask, uncertainty, sam_label, confidence, consistency)
+            mixed, mix = self._mix(images, batch.mask, uncertainty, sam_label, confidence, consistency)
             ramp = self.mix_weight * sigmoid_rampup(step - self.mix_from_step, self.mix_rampup_steps)
             losses |= {name: ramp * term for name, term in mixed.items()}
+            views.uncertainty, views.mix = uncertainty, mix
 
         monitors = {
             "skd_weight": torch.tensor(skd),
@@ -198,7 +200,7 @@ class KnowSAM(SSLMethod):
             "sam_agreement": (sam_label == logits["fusion"].argmax(1))[labelled:].float().mean(),
         }
         predictions = {name: Prediction(images, x, batch.mask, name != "fusion") for name, x in logits.items()}
-        return StepOutput(losses, predictions, monitors)
+        return StepOutput(losses, predictions, monitors, views)
 
     def _pairs(self) -> tuple[tuple[str, str, Loss], tuple[str, str, Loss]]:
         """Each student, the other one, and the consistency loss between them."""
@@ -207,8 +209,8 @@ class KnowSAM(SSLMethod):
 
     def _mix(
         self, images: Tensor, mask: Tensor, uncertainty: Tensor, sam_label: Tensor, confidence: Tensor, weight: float
-    ) -> Mapping[str, Tensor]:
-        """Losses of the students and the fusion head on images whose uncertain cells were exchanged."""
+    ) -> tuple[Mapping[str, Tensor], Mix]:
+        """Losses of the students and the fusion head on images whose uncertain cells were exchanged; these images."""
         labelled, unlabelled = len(mask), len(images) - len(mask)
         # Image b of one half meets image b of the other; the shorter half is repeated.
         partner = torch.cat(
@@ -235,7 +237,7 @@ class KnowSAM(SSLMethod):
             losses[f"mix_consistency_{name}"] = (0.5 * weight) * (
                 agree(x, logits[other]) + segmentation_loss(x[labelled:], fused_label[labelled:])
             )
-        return losses
+        return losses, Mix(mixed, mixed_label, where, sure, logits["fusion"].detach())
 
     def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
         """As the contract says: one optimizer group per name."""

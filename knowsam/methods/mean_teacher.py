@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from knowsam.data.batch import Batch
 from knowsam.losses import consistency_loss, mse_consistency_loss, pseudo_label_loss
-from knowsam.methods.base import Prediction, SSLMethod, StepOutput, check_range
+from knowsam.methods.base import Prediction, SSLMethod, StepOutput, Views, check_range
 from knowsam.methods.supervised import output_names, supervised_terms
 from knowsam.models.students import DeployedStudents, Students
 from knowsam.schedules import ema_decay, sigmoid_rampup
@@ -75,6 +75,7 @@ class MeanTeacher(SSLMethod):
             losses,
             {name: Prediction(images, x, batch.mask, name != "fusion") for name, x in logits.items()},
             {"consistency_weight": torch.tensor(weight)},
+            Views({"teacher": target}),
         )
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """SKD for any method: SAM learns from the labelled images and teaches the method's students, by composition."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -72,7 +73,7 @@ class WithSKD(SSLMethod):
         ramp = sigmoid_rampup(step, self.rampup_steps)
         share = self.weight * ramp / max(1, sum(prediction.distil for prediction in out.predictions.values()))
         prompting = self.method.prompting_output()
-        losses = dict(out.losses)
+        losses, teachers = dict(out.losses), dict(out.views.teachers)
         for names in groups.values():
             shown = out.predictions[prompting if prompting in names else names[0]]
             sam_logits, teacher_logits = ask_sam(
@@ -84,6 +85,8 @@ class WithSKD(SSLMethod):
             )
             seg = segmentation_loss(sam_logits[: len(shown.mask)], shown.mask) / len(groups)
             losses["sam"] = losses.get("sam", 0.0) + seg
+            if prompting in names or "sam" not in teachers:
+                teachers["sam"] = teacher_logits
             confidence = teacher_logits.float().softmax(1).amax(1)  # (B, S, S)
             for name in names:
                 if out.predictions[name].distil:
@@ -93,7 +96,8 @@ class WithSKD(SSLMethod):
                         temperature=self.temperature,
                         valid=confidence >= self.confidence_threshold,
                     )
-        return StepOutput(losses, out.predictions, {**out.monitors, "skd_rampup": torch.tensor(ramp)})
+        monitors = {**out.monitors, "skd_rampup": torch.tensor(ramp)}
+        return StepOutput(losses, out.predictions, monitors, replace(out.views, teachers=teachers))
 
     def after_step(self, step: int) -> None:
         """Pass the step on to the method within."""

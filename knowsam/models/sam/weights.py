@@ -10,13 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knowsam.errors import CheckpointError, NotFoundError
+from knowsam.pretrained import where_to_get
 
-# file and ViT width of segment-anything's variants
-OFFICIAL = {
-    "vit_b": ("sam_vit_b_01ec64.pth", 768),
-    "vit_l": ("sam_vit_l_0b3195.pth", 1024),
-    "vit_h": ("sam_vit_h_4b8939.pth", 1280),
-}
+# ViT width of segment-anything's variants
+WIDTHS = {"vit_b": 768, "vit_l": 1024, "vit_h": 1280}
 PATCH_WEIGHT = "image_encoder.patch_embed.proj.weight"
 
 
@@ -96,7 +93,7 @@ def load_official(
     if not any(key in own for key in state):
         raise CheckpointError(
             f"{path}: none of its {len(state)} keys belongs to SAM; it starts with {_first(list(state))}",
-            hint=f"Keys should look like {PATCH_WEIGHT}. {_where_to_get()}",
+            hint=f"Keys should look like {PATCH_WEIGHT}. {where_to_get()}",
         )
     _check_variant(path, state, own)
 
@@ -144,7 +141,7 @@ def read_state_dict(path: str | Path, what: str = "SAM weights", advice: str | N
         CheckpointError: not a checkpoint of tensors; says what the file seems to be.
     """
     path = Path(path)
-    advice = _where_to_get() if advice is None else advice
+    advice = where_to_get() if advice is None else advice
     if not path.exists():
         raise NotFoundError(f"{what} not found: {path}", hint=advice)
     if not path.is_file():
@@ -222,13 +219,8 @@ def _check_variant(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Te
 
 
 def _variant(width: int) -> str:
-    names = [name for name, (_, official) in OFFICIAL.items() if official == width]
+    names = [name for name, official in WIDTHS.items() if official == width]
     return f"{names[0]} (width {width})" if names else f"a ViT of width {width}, none of the official variants"
-
-
-def _where_to_get() -> str:
-    files = ", ".join(file for file, _ in OFFICIAL.values())
-    return f"The official files are {files}; the segment-anything README on GitHub links to them."
 
 
 def _first(names: list[str], count: int = 3) -> str:

@@ -1,0 +1,339 @@
+"""Plain words when the logged numbers of a training look wrong: what is seen, what it means, what to try.
+
+Every rule is a pure function of the records of ``metrics.jsonl`` so far, so a resumed run says what the uninterrupted
+one would have said. Rules rather stay silent than cry wolf: each waits until a thing has lasted.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from knowsam.data.batch import Batch
+from knowsam.engine.distributed import is_main
+from knowsam.engine.log import MetricsLog, Progress, json_number
+from knowsam.engine.optim import ScheduledOptimizer
+from knowsam.methods.base import StepOutput
+
+Record = Mapping[str, Any]
+
+REMEMBERED = 100
+"""Training logs that the rules look back on."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that looks wrong.
+
+    Attributes:
+        name: one word; each is said once a run.
+        text: what is seen, what it means, what to try.
+    """
+
+    name: str
+    text: str
+
+
+@dataclass
+class History:
+    """What the rules look at.
+
+    Attributes:
+        max_steps: length of the run.
+        train: records of kind ``train``, oldest first.
+        val: records of kind ``val``; the deployed output's Dice stands first in each.
+        terms: names of the loss terms among the training records' values.
+    """
+
+    max_steps: int
+    train: Sequence[Record] = ()
+    val: Sequence[Record] = ()
+    terms: Sequence[str] = ()
+
+    @property
+    def dice(self) -> list[tuple[int, float]]:
+        """(step, validation Dice of the deployed output)."""
+        firsts = ((r["step"], next((v for k, v in r.items() if k.startswith("dice_")), None)) for r in self.val)
+        return [(step, value) for step, value in firsts if value is not None]
+
+
+class Watch:
+    """Keeps the records of a run, and says each finding once: on the console, in ``metrics.jsonl``, in TensorBoard.
+
+    Args:
+        log: where warnings are recorded.
+        progress: where they are printed.
+        max_steps: length of the run.
+        records: of the run so far, when it is resumed; what they warned of is not said again.
+    """
+
+    def __init__(self, log: MetricsLog, progress: Progress, *, max_steps: int, records: Iterable[Record] = ()):
+        self.log = log
+        self.progress = progress
+        self.history = History(max_steps, train := deque(maxlen=REMEMBERED), val := [])
+        self._lists = {"train": train, "val": val}
+        self.said = set()
+        for record in records:
+            if record.get("kind") == "warning":
+                self.said.add(record.get("name"))
+            elif record.get("kind") in self._lists:
+                self._lists[record["kind"]].append(record)
+
+    def heed(self, kind: str, step: int, values: Mapping[str, float], terms: Iterable[str] = ()) -> None:
+        """Take in what was just logged, and speak up if need be. Rank 0 only.
+
+        Args:
+            kind, step, values: as given to ``MetricsLog.write``.
+            terms: which of the values are loss terms.
+        """
+        if not is_main():
+            return
+        self._lists[kind].append({"step": step, **{name: json_number(value) for name, value in values.items()}})
+        self.history.terms = tuple(terms)
+        for finding in findings(self.history):
+            if finding.name not in self.said:
+                self.said.add(finding.name)
+                self.log.warning(step, finding.name, finding.text)
+                self.progress.print_line(f"warning at step {step}: {finding.text}")
+
+
+def findings(history: History) -> list[Finding]:
+    """What looks wrong now, at the end of the history."""
+    return [Finding(rule.__name__, text) for rule in RULES if (text := rule(history))]
+
+
+def one_class(history: History) -> str | None:
+    """Every unlabelled pixel has had one class for 5 logs and 50 steps, while the labelled masks hold more."""
+    last = history.train[-1] if history.train else {}
+    names = [n.removeprefix("top_class_") for n in last if n.startswith("top_class_") and n != "top_class_truth"]
+    collapsed = []
+    for name in names:
+        since = _trailing(history.train, lambda r, key=f"top_class_{name}": _number(r, key, 0.0) > 0.9999)
+        # Not in the first steps: every network begins with one class.
+        since = [r for r in since if r["step"] >= 0.05 * history.max_steps]
+        if len(since) < 5 or since[-1]["step"] - since[0]["step"] < 50:
+            continue
+        if fmean(_number(r, "top_class_truth", 1.0) for r in since) < 0.995:
+            collapsed.append((name, since[0]["step"]))
+    if not collapsed:
+        return None
+    return (
+        f"{_list([name for name, _ in collapsed])} gave every pixel of the unlabelled images one and the same class "
+        f"since step {min(step for _, step in collapsed)}, though the labelled masks hold more: pseudo-labels have "
+        "collapsed, and what learns from them learns to find nothing. Try: look at the pictures; lower weights or "
+        "longer ramps of the unlabelled terms; a student with a norm (vnet: norm: batch); more labelled images a step."
+    )
+
+
+def sam_behind(history: History) -> str | None:
+    """SAM is clearly worse than the best student, three validations in a row in the second half of the run."""
+    last = [r for r in history.val if _number(r, "dice_sam") is not None][-3:]
+    if last:
+        if len(last) < 3 or last[0]["step"] < 0.5 * history.max_steps:
+            return None
+        gaps = [max(_students(r).values(), default=0.0) - _number(r, "dice_sam", 0.0) for r in last]
+        if min(gaps) < 0.1:
+            return None
+        best = max(_students(last[-1]), key=_students(last[-1]).__getitem__)
+        seen = (
+            f"on validation SAM has Dice {100 * last[-1]['dice_sam']:.1f} % and {best} "
+            f"{100 * last[-1][f'dice_{best}']:.1f} %, and it was so three times in a row"
+        )
+    else:
+        recent = [r for r in history.train if _number(r, "error_sam") is not None][-10:]
+        if len(recent) < 10 or recent[0]["step"] < 0.5 * history.max_steps:
+            return None
+        means = {
+            name.removeprefix("error_"): fmean(_number(r, name, 1.0) for r in recent)
+            for name in recent[-1]
+            if name.startswith("error_")
+        }
+        best = min((name for name in means if name not in ("sam", "teacher")), key=means.__getitem__, default=None)
+        if best is None or means["sam"] < 2.0 * means[best] + 0.02:
+            return None
+        seen = (
+            f"on labelled images SAM errs in {100 * means['sam']:.1f} % of the pixels and {best} in "
+            f"{100 * means[best]:.1f} %, over the last 10 logs"
+        )
+    return (
+        f"{seen}: the teacher is worse than its students, so distillation holds them back. Try: official weights "
+        "(sam.weights, see knowsam weights), a higher optim.sam.lr, a lower weight of SKD (method.skd_weight or "
+        "skd.weight), or a confidence threshold."
+    )
+
+
+def stalled(history: History) -> str | None:
+    """The deployed output's validation Dice has not risen for 40 % of the run and five validations, or is still 0."""
+    dice = history.dice
+    if len(dice) < 3 or dice[-1][0] >= 0.95 * history.max_steps:
+        return None
+    step, value = dice[-1][0], max(v for _, v in dice)
+    if value < 0.01:
+        if step < 0.2 * history.max_steps:
+            return None
+        return (
+            f"validation Dice is still {100 * value:.1f} %: nothing is found at all. Try: the pictures (do truth and "
+            "image belong together?), knowsam train ... --overfit-one-batch, the table data.labels, the learning rates."
+        )
+    # The first step that was as good as the best: what came after it gained nothing worth the name.
+    since = next(s for s, v in dice if v > value - 0.002)
+    after = [v for s, v in dice if s > since]
+    if len(after) < 5 or step - since < 0.4 * history.max_steps:
+        return None
+    return (
+        f"validation Dice has not risen since step {since} (best {100 * value:.1f} %). best.pt is kept, so ending here "
+        "loses nothing. Try: a lower learning rate or an earlier decay, stronger augmentation, other weights of the "
+        "unlabelled terms; or fewer steps next time."
+    )
+
+
+def falling(history: History) -> str | None:
+    """The deployed output's last three validations are all far below its best."""
+    dice = history.dice
+    if len(dice) < 4:
+        return None
+    step, best = max(dice[:-3], key=lambda pair: pair[1])
+    if max(v for _, v in dice[-3:]) > best - 0.1:
+        return None
+    return (
+        f"validation Dice has fallen from {100 * best:.1f} % at step {step} to {100 * dice[-1][1]:.1f} %, and stayed "
+        "low for three validations. Wrong pseudo-labels that confirm themselves do this, and so does too high a "
+        "learning rate. Try: the pictures of the unlabelled images, a lower learning rate, lower weights of their "
+        "terms."
+    )
+
+
+def exploding(history: History) -> str | None:
+    """A loss term is ten times what it ever was, a few logs before and earlier, and large."""
+    grown = []
+    for name in ("loss", *history.terms):
+        series = [value for record in history.train if (value := _number(record, name)) is not None]
+        # The three logs before it may be on the way up; a term that is ramped up starts near 0, hence `> 1`.
+        if len(series) < 9 or _number(history.train[-1], name) is None or series[-1] <= 1.0:
+            continue
+        before = max(abs(value) for value in series[:-4])
+        if series[-1] > 10.0 * before:
+            grown.append((name, before, series[-1]))
+    if not grown:
+        return None
+    name, before, value = max(grown, key=lambda item: (item[0] != "loss", item[2]))  # a term says more than their sum
+    what = "the loss" if name == "loss" else f"loss term {name}"
+    more = [other for other, *_ in grown if other not in (name, "loss")]
+    others = f", and {_list(more)} with it" if more else ""
+    return (
+        f"{what} is {value:.3g}; it was never above {before:.3g} until a few logs ago{others}. The next steps may end "
+        "in NaN. Try: a lower learning rate, train.clip_norm=1.0, precision bf16 or fp32 instead of fp16."
+    )
+
+
+def no_gradient(history: History) -> str | None:
+    """A group of parameters got no gradient at all, two logs in a row."""
+    last = list(history.train)[-2:]
+    dead = [
+        name.removeprefix("grad_norm_")
+        for name in (last[-1] if len(last) == 2 else ())
+        if name.startswith("grad_norm_") and all(_number(r, name) == 0.0 for r in last)
+    ]
+    if not dead:
+        return None
+    return (
+        f"the gradient of {_list(dead)} is exactly 0: no loss reaches it, so it does not learn. Try: are its loss "
+        "terms weighted by 0, is everything in it detached? knowsam train ... --dry-run lists terms and parameters."
+    )
+
+
+def no_rate(history: History) -> str | None:
+    """A learning rate is 0 or below, before the run ends."""
+    steps_left = history.max_steps - history.train[-1]["step"] if history.train else 0
+    dead = [
+        (name.removeprefix("lr_"), value)
+        for name, value in (history.train[-1].items() if steps_left else ())
+        if name.startswith("lr_") and value is not None and value <= 0.0
+    ]
+    if not dead:
+        return None
+    names = ", ".join(f"{name} ({value:g})" for name, value in dead)
+    return (
+        f"the learning rate of {names} is not above 0 with {steps_left} steps to go: nothing is learned "
+        "any more. Try: another optim.*.schedule, or the max_steps that the schedule was made for."
+    )
+
+
+RULES = (one_class, sam_behind, stalled, falling, exploding, no_gradient, no_rate)
+
+
+@torch.no_grad()
+def label_statistics(out: StepOutput, batch: Batch) -> dict[str, Tensor]:
+    """Numbers that tell whether pseudo-labels mean anything; scalars on the device, nothing waits for them.
+
+    Args:
+        out: of a step.
+        batch: what it saw.
+    Returns:
+        For every student and teacher ``top_class_<name>``, the share of its commonest class in the unlabelled pixels,
+        and ``error_<name>``, the share of labelled pixels that it gets wrong, each if it saw such images; and
+        ``top_class_truth`` of the labelled masks. 0..1.
+    """
+    mask, labelled = batch.mask, len(batch.mask)
+    found = {}
+    answers = {name: (prediction.logits, True) for name, prediction in out.predictions.items()}
+    for name, x in out.views.teachers.items():
+        answers.setdefault(name, (x, len(x) == labelled + len(batch.strong)))
+    classes = 0
+    for name, (logits, has_labelled) in answers.items():
+        label, classes = logits.max(1).indices, logits.shape[1]  # ten times as fast as argmax(1) on the CPU
+        first = labelled if has_labelled else 0
+        if len(label) > first:
+            found[f"top_class_{name}"] = _top_share(label[first:], classes)
+        if has_labelled:
+            found[f"error_{name}"] = (label[:labelled] != mask).float().mean()
+    if classes:
+        found["top_class_truth"] = _top_share(mask, classes)
+    return found
+
+
+@torch.no_grad()
+def gradient_norm(item: ScheduledOptimizer) -> Tensor:
+    """2-norm over all gradients of a group; 0 where there is none."""
+    return _norm([p.grad for p in item.parameters if p.grad is not None])
+
+
+@torch.no_grad()
+def parameter_norms(optimizers: Mapping[str, ScheduledOptimizer]) -> dict[str, Tensor]:
+    """``param_norm_<group>``: 2-norm over all parameters of each group."""
+    return {f"param_norm_{name}": _norm(item.parameters) for name, item in optimizers.items()}
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    return nn.utils.get_total_norm(tensors) if tensors else torch.zeros(())
+
+
+def _top_share(label: Tensor, classes: int) -> Tensor:
+    return torch.stack([(label == k).float().mean() for k in range(classes)]).max()
+
+
+def _number(record: Record, name: str, default: Any = None) -> Any:
+    value = record.get(name)
+    return default if value is None else value
+
+
+def _trailing(records: Sequence[Record], test: Callable[[Record], bool]) -> list[Record]:
+    """The records at the end, oldest first, that all pass the test."""
+    return list(takewhile(test, reversed(records)))[::-1]
+
+
+def _students(record: Record) -> dict[str, float]:
+    return {
+        name.removeprefix("dice_"): value
+        for name, value in record.items()
+        if name.startswith("dice_") and name != "dice_sam" and value is not None
+    }
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

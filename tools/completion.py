@@ -1,0 +1,11 @@
+"""Print the script that completes knowsam's commands in a shell: python tools/completion.py bash."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a checkout that is not installed
+
+from knowsam.cli.main import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("completion", sys.argv[1:]))

@@ -1,0 +1,11 @@
+"""Look for what would stop or slow a training on this machine: python tools/doctor.py."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a checkout that is not installed
+
+from knowsam.cli.main import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("doctor", sys.argv[1:]))

@@ -1,0 +1,11 @@
+"""Fetch and verify SAM's published checkpoints: python tools/weights.py list, fetch vit_b, or verify."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a checkout that is not installed
+
+from knowsam.cli.main import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("weights", sys.argv[1:]))
