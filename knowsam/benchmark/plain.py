@@ -1,8 +1,11 @@
 """The plain baseline: the same step on segment-anything's own computations, for honest ratios.
 
 What it does not do: fused attention, windows without padding, all classes in one decoder pass, channels-last students,
-fused optimizers. Method, losses, adapters, prompt generator, data and loop are knowsam's own, so both do the same work.
+fused optimizers, rectifiers in place, a graph of SAM's encoder for labelled images alone. Method, losses, adapters,
+prompt generator, data and loop are knowsam's own, so both do the same work.
 """
+
+import inspect
 
 import torch
 from torch import Tensor, nn
@@ -85,9 +88,15 @@ def build_plain(config: Config) -> tuple[nn.Module, dict]:
     if hasattr(method, "students"):
         method.students.memory_format = torch.contiguous_format
         method.students.to(memory_format=torch.contiguous_format)
+        for module in method.students.modules():
+            if isinstance(module, nn.LeakyReLU):
+                module.inplace = False
+    if hasattr(method, "sam_gradient"):
+        method.sam_gradient = "all"
     optimizers = {}
     for name, made in build.build_optimizers(config, method).items():
-        settings = {k: v for k, v in made.optimizer.defaults.items() if k not in ("fused", "foreach")}
+        allowed = inspect.signature(type(made.optimizer)).parameters.keys() - {"fused", "foreach"}
+        settings = {key: value for key, value in made.optimizer.defaults.items() if key in allowed}
         plain = type(made.optimizer)(made.parameters, **settings)
         optimizers[name] = ScheduledOptimizer(plain, made.lr, made.schedule, made.warmup)
     return method, optimizers

@@ -1,0 +1,143 @@
+"""The benchmark measures what it says: the same work in both, steps of the loop, paired ratios."""
+
+import json
+
+import pytest
+import torch
+
+from knowsam.benchmark import show
+from knowsam.benchmark.measure import paired_ratio, spread
+from knowsam.benchmark.plain import PlainDecoder, PlainEncoder, build_plain
+from knowsam.benchmark.suites import _attention_flops, parts
+from knowsam.benchmark.worker import Stopwatch, Subject, Trainee
+from knowsam.cli.main import run_command
+from knowsam.config import load_config
+from knowsam.models.sam import build_sam_guide
+
+SMALL = (
+    "sam.train=tuned",
+    "sam.tuning={name: adapter}",
+    "method.mixing=true",
+    "method.mix_start=0.0",
+    "data.labelled_batch=1",
+    "data.unlabelled_batch=1",
+)
+QUICK = "experiments/quickstart.yaml"
+
+
+@pytest.mark.parametrize("side", [64, 256])
+def test_the_baseline_computes_the_same(side):
+    torch.manual_seed(0)
+    options = {"tuning": {"name": "adapter", "zero_init": False}}
+    ours, _ = build_sam_guide("tiny", side, 3, **options)
+    plain, _ = build_sam_guide("tiny", side, 3, **options, encoder_type=PlainEncoder, decoder_type=PlainDecoder)
+    plain.load_state_dict(ours.state_dict())
+    for name, parameter in ours.named_parameters():
+        if "rel_pos" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    plain.load_state_dict(ours.state_dict())
+    ours.eval(), plain.eval()
+    images, coarse = torch.rand(2, 3, side, side), torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.encode(images), ours.encode(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(plain(images, coarse), ours(images, coarse), rtol=1e-4, atol=1e-4)
+
+
+def test_the_baseline_has_plain_parts():
+    method, optimizers = build_plain(load_config(QUICK, list(SMALL)))
+    assert isinstance(method.sam_guide.image_encoder, PlainEncoder)
+    assert method.students.memory_format is torch.contiguous_format and method.sam_gradient == "all"
+    assert not any(made.optimizer.defaults.get("fused") for made in optimizers.values())
+    trained = {id(p) for group in method.trainable_groups().values() for p in group}
+    assert trained == {id(p) for made in optimizers.values() for p in made.parameters}
+
+
+def test_steps_are_counted_one_by_one_in_a_process_of_their_own():
+    with Trainee(Subject("ours", QUICK, SMALL)) as trainee:
+        facts = trainee.facts()
+        assert facts["images"] == 2 and facts["threads"] == 1
+        done = trainee.steps(2)
+        assert len(done) == 2
+        for step in done:
+            assert 0 < sum(step["parts"].values()) <= step["seconds"]
+            assert {"SAM encoder", "SAM decoder", "students", "losses", "backward", "optimizers"} <= set(step["parts"])
+        assert trainee.memory()["host"] > 100 << 20
+        assert trainee.steps(1, flops=True)[0]["flops"] > 1e9
+
+
+def test_a_process_that_fails_is_told():
+    with Trainee(Subject("broken", QUICK, ("data.image_size=40", *SMALL))) as trainee, pytest.raises(RuntimeError):
+        trainee.steps(1)
+
+
+def test_nested_spans_count_for_themselves(monkeypatch):
+    times = iter([0, 1, 2, 5, 9])
+    monkeypatch.setattr("knowsam.benchmark.worker.time.perf_counter", lambda: next(times))
+    watch = Stopwatch(lambda: None)  # 0
+    watch.begin("outer")  # 1
+    watch.begin("inner")  # 2
+    watch.end("inner")  # 5
+    watch.end("outer")  # 9
+    assert watch.seconds == {"inner": 3, "outer": 5}
+
+
+def test_attention_of_a_padded_grid_counts_real_tokens_only():
+    guide, _ = build_sam_guide("tiny", 256, 2)  # grid 16, windows of 14 in two blocks, global in two
+    sides = [14, 2]
+    windowed = sum((a * b) ** 2 for a in sides for b in sides)
+    assert _attention_flops(guide.image_encoder, 3) == 3 * 12 * 96 * (2 * windowed + 2 * 256**2)
+
+
+def test_parts_alone():
+    found = parts(load_config(QUICK, list(SMALL)), torch.device("cpu"), repeats=1)
+    assert [part["name"] for part in found] == ["SAM encoder", "SAM prompts and decoder", "students"]
+    assert all(part["seconds"] > 0 and part["flops"] > 1e6 for part in found)
+
+
+def test_ratios_and_spreads():
+    assert paired_ratio([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == (2.0, 1.0, 3.0)
+    assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(1 / 3)
+    assert spread([1.0]) == 0
+    with pytest.raises(ValueError, match="as many"):
+        paired_ratio([1.0], [])
+
+
+def test_the_command_writes_tables_and_json(tmp_path, capsys):
+    words = [
+        "step",
+        "data",
+        "--experiment",
+        QUICK,
+        "--threads",
+        "1",
+        "--repeats",
+        "1",
+        "--first",
+        "train.precision=fp32",
+    ]
+    words += ["--compare", "train.precision=bf16", "--json", str(tmp_path / "b.json"), "--device", "cpu"]
+    assert run_command("benchmark", words) == 0
+    said = capsys.readouterr().out
+    assert (
+        "ceilings: matrix product" in said and "| train.precision=bf16" in said and "milliseconds of each part" in said
+    )
+    results = json.loads((tmp_path / "b.json").read_text())
+    first, second = results["step"]
+    assert second["faster"][0] == pytest.approx(first["seconds"][0] / second["seconds"][0])
+    assert results["data"]["read and augmented"] > 0
+
+
+def test_what_it_cannot_measure_is_refused(capsys):
+    assert run_command("benchmark", ["speed"]) == 78
+    assert "no suite 'speed'; there are step, parts" in capsys.readouterr().err
+    assert run_command("benchmark", ["step", "--experiment", QUICK, "--compare", "train.precison=bf16"]) == 78
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_tables_are_markdown():
+    assert show.table(["a", "b"], [["1", "22"], ["333", "4"]]).splitlines() == [
+        "| a   | b  |",
+        "|-----|----|",
+        "| 1   | 22 |",
+        "| 333 | 4  |",
+    ]
