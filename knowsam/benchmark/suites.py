@@ -87,7 +87,6 @@ def parts(config: Config, device: torch.device, *, repeats: int) -> list[dict[st
     from knowsam.engine.train import autocast, autocast_dtype
 
     method = build.build_method(config).method.to(device).train()
-    store_frozen(method, autocast_dtype(config.train.precision))
     side, count = config.data.image_size, config.data.labelled_batch + config.data.unlabelled_batch
     images = torch.rand(count, 3, side, side, device=device)
     precision = config.train.precision
@@ -104,6 +103,7 @@ def parts(config: Config, device: torch.device, *, repeats: int) -> list[dict[st
     measured: dict[str, Callable[[], None]] = {}
     guide = getattr(method, "sam_guide", None)
     if guide is not None:
+        store_frozen(guide, autocast_dtype(config.train.precision))
         with torch.no_grad(), autocast(device, precision):
             embedding = guide.encode(images)
         coarse = torch.randn(count, config.num_classes, side, side, device=device)

@@ -204,7 +204,8 @@ def _train(subject: Subject, connection: Connection | None) -> None:
     else:
         keep_freed_memory()
         method = build.build_method(config).method.to(place.device)
-        store_frozen(method, autocast_dtype(config.train.precision))
+        if (guide := getattr(method, "sam_guide", None)) is not None:  # an EMA teacher is frozen, too, but moves
+            store_frozen(guide, autocast_dtype(config.train.precision))
         compile_parts(method.compilable(), config.train.compile)
         optimizers = build.build_optimizers(config, method)
     for owner in (method, getattr(method, "sam_guide", None)):

@@ -126,7 +126,8 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
             return True
         built = build.build_method(config)
         method = built.method.to(rank.device)
-        store_frozen(method, autocast_dtype(config.train.precision))
+        if (guide := getattr(method, "sam_guide", None)) is not None:  # an EMA teacher is frozen, too, but moves
+            store_frozen(guide, autocast_dtype(config.train.precision))
         compile_parts(method.compilable(), config.train.compile)
         optimizers = build.build_optimizers(config, method)
         augmenter = build.build_augmenter(config)

@@ -14,7 +14,8 @@ def store_frozen(module: nn.Module, dtype: torch.dtype | None) -> int:
     keep the float32 ones beside it. Results under autocast are the same to the bit.
 
     Args:
-        module: whose parameters without ``requires_grad`` are stored anew.
+        module: whose parameters without ``requires_grad`` are stored anew; nothing may move them, as the average
+            of an EMA teacher does.
         dtype: of autocast; None, for no autocast, changes nothing.
     Returns:
         Bytes saved.

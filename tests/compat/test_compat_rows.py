@@ -157,5 +157,5 @@ def test_settings_name_real_options():
 
 
 def test_the_document_lists_every_row():
-    text = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8").partition("## What each row changes")[0]
     assert re.findall(r"^\| `(\w+)` \|", text, re.M) == list(ROWS)

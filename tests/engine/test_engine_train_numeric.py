@@ -205,6 +205,13 @@ def test_bf16_is_finite_and_keeps_what_it_trains_in_float32(lab, tmp_path):
             assert {x.dtype for x in kept.values() if torch.is_tensor(x)} == {torch.float32}
 
 
+def test_bf16_keeps_an_averaged_teacher_in_float32(lab, tmp_path):
+    run = tmp_path / "run"
+    assert lab.train(run, "method.name=mean_teacher", "train.precision=bf16", "train.max_steps=2") == 0
+    floating = {x.dtype for x in lab.last(run)["method"].values() if x.is_floating_point()}
+    assert floating == {torch.float32}
+
+
 def test_fp16_on_the_cpu_is_refused(lab, tmp_path, capsys):
     assert lab.train(tmp_path / "run", "train.precision=fp16") == 78
     assert "bf16" in capsys.readouterr().err
