@@ -109,7 +109,7 @@ def processes(found: Sequence[Mapping[str, Any]]) -> str:
         exchange = entry["facts"].get("exchange", {})
         rows.append(
             [
-                str(entry["subject"].processes),
+                f"{entry['subject'].processes} x {entry['facts']['threads']} threads",
                 f"{median(entry['seconds']):.2f} ±{100 * entry['spread']:.0f} %",
                 f"{entry['images_per_second']:.2f}",
                 *(
@@ -120,7 +120,7 @@ def processes(found: Sequence[Mapping[str, Any]]) -> str:
             ]
         )
     head = ["processes", "s a step", "images/s", "backward s", "exchange s", "of it hidden", "MB a step"]
-    return f"\nprocesses of {found[0]['facts']['threads']} threads each (gloo)\n{table(head, rows)}\n"
+    return f"\nthe same cores shared by processes (gloo)\n{table(head, rows)}\n"
 
 
 def _ratio(ratio: tuple[float, float, float] | None) -> str:

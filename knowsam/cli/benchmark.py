@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         if plain and not any(word.startswith("train.precision=") for word in own):
             own.append("train.precision=fp32")
         load_config(args.experiment, [*words, *own])  # a typo is told here rather than by a process
-        return Subject(text, args.experiment, (*words, *own), plain=plain, threads=threads, processes=processes)
+        return Subject(text, args.experiment, (*words, *own), plain, max(1, threads // processes), processes)
 
     if "step" in wanted:
         compared = args.compare or ["train.precision=fp32", "train.precision=bf16"]
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         say(show.startup(results["startup"]))
     if "processes" in wanted:
         results["processes"] = suites.steps(
-            [subject("train.precision=bf16"), subject("train.precision=bf16", processes=2)],
+            [subject("train.precision=bf16"), subject("train.precision=bf16", processes=2)],  # the same cores shared
             repeats=args.repeats,
             flops=False,
             progress=say,
