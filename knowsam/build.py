@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from knowsam import components
 from knowsam.compat import published
@@ -33,6 +34,14 @@ class BuiltMethod:
 
     method: SSLMethod
     load_report: "LoadReport | None"
+
+
+class AbsentSAM(nn.Module):
+    """Stands where SAM would be in a method that is only deployed: no weights, and no answer."""
+
+    def forward(self, images: torch.Tensor, coarse_logits: torch.Tensor | None = None) -> torch.Tensor:
+        """Raises RuntimeError: whoever asks wanted the whole method."""
+        raise RuntimeError("this method was built without SAM, to be deployed; build it whole to ask SAM")
 
 
 def build_source(config: Config, splits: "Splits | None" = None) -> Source:
@@ -126,25 +135,32 @@ def build_students(config: Config) -> Students:
     return Students(subnets, fusion, **published.students_arguments(rows))
 
 
-def build_method(config: Config) -> BuiltMethod:
-    """The method with its networks on the CPU. Seeded: the students start alike whatever the method around them."""
+def build_method(config: Config, *, sam: bool = True) -> BuiltMethod:
+    """The method with its networks on the CPU. Seeded: the students start alike whatever the method around them.
+
+    Args:
+        config: the experiment.
+        sam: False puts `AbsentSAM` where SAM would be: enough for ``deployable``, and a tenth of the size.
+    """
     seed, max_steps = config.train.seed, config.train.max_steps
     rows = config.published_rows
     config = _with_options(config, published.settings(rows))
     torch.manual_seed(derive_seed(seed, "students") & 0xFFFFFFFF)
     students = build_students(config)
     guide, report = None, None
-    if config.uses_sam:
+    if config.uses_sam and not sam:
+        guide = AbsentSAM()
+    elif config.uses_sam:
         torch.manual_seed(derive_seed(seed, "sam") & 0xFFFFFFFF)
-        sam = dict(config.sam)
-        if sam.get("weights"):
-            sam["weights"] = str(_weights_file(str(sam["weights"])))
+        options = dict(config.sam)
+        if options.get("weights"):
+            options["weights"] = str(_weights_file(str(options["weights"])))
         guide, report = _construct(
             "sam",
             components.SAM_GUIDE,
             image_size=config.data.image_size,
             num_classes=config.num_classes,
-            **sam | published.guide_arguments(rows),
+            **options | published.guide_arguments(rows),
         )
     target = _target(components.METHODS, config.method)
     offered = {

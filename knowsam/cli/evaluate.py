@@ -1,15 +1,9 @@
 """``knowsam evaluate``: score finished runs case by case, and compare them."""
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
-if TYPE_CHECKING:
-    from knowsam.config import Config
-    from knowsam.engine.runfolder import RunFolder
-    from knowsam.methods.base import SSLMethod
+from knowsam.cli.loading import add_checkpoint_argument
 
 EPILOG = """examples:
   python tools/evaluate.py runs/quickstart/knowsam_labelled_10pct_seed0
@@ -27,9 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder written by train")
     parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help="best on validation, or the last"
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument("--outputs", help="comma-separated, such as fusion,sam; all if not given")
     parser.add_argument("--dataset", metavar="YAML", help="score on the data of another experiment (same classes)")
     parser.add_argument("--empty", choices=("exclude", "include"), default="exclude", help="cases empty on both sides")
@@ -53,74 +45,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A run's networks as a checkpoint holds them.
-
-    Attributes:
-        run: its folder.
-        path: the checkpoint.
-        state: its content.
-        config: stored with the weights; SAM's official file is no longer asked for.
-        method: on the CPU.
-    """
-
-    run: "RunFolder"
-    path: Path
-    state: Mapping[str, Any]
-    config: "Config"
-    method: "SSLMethod"
-
-
-def open_run(folder: str, checkpoint: str) -> Opened:
-    """Load ``best`` or ``last`` of a run.
-
-    Raises:
-        NotFoundError: no run, or it has no such checkpoint yet.
-        CheckpointError: damaged, or of networks that are not today's.
-    """
-    from knowsam import build
-    from knowsam.config import parse_config
-    from knowsam.engine.checkpoint import load_checkpoint
-    from knowsam.engine.runfolder import RunFolder
-    from knowsam.errors import CheckpointError, NotFoundError
-
-    run = RunFolder(folder, create=False)
-    path = run.best if checkpoint == "best" else run.last
-    if not path.exists():
-        raise NotFoundError(f"{run} has no {path.name} yet", hint="Finish training first, or try --checkpoint last.")
-    state = load_checkpoint(path, fall_back=False)
-    config = parse_config(state["config"], path)  # the architecture is stored with the weights
-    config.sam.pop("weights", None)  # the checkpoint holds SAM's weights; the official file need not be there
-    method = build.build_method(config).method
-    try:
-        method.load_state_dict(state["method"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit this version of the networks: {error}") from error
-    return Opened(run, path, state, config, method)
-
-
 def evaluate_run(folder: str, args: argparse.Namespace):
     """Load a run's checkpoint, score it, write the files; returns the ``Evaluation``."""
     from knowsam import build
+    from knowsam.cli.loading import load_run
     from knowsam.config import load_config
     from knowsam.engine import distributed
     from knowsam.engine.evaluate import evaluate
-    from knowsam.engine.log import Counter, say
+    from knowsam.engine.log import Counter
     from knowsam.engine.train import autocast_dtype
     from knowsam.errors import ConfigError
 
-    opened = open_run(folder, args.checkpoint)
-    run, path, state, config = opened.run, opened.path, opened.state, opened.config
+    loaded = load_run(folder, args.checkpoint)
+    config, method = loaded.config, loaded.method
     data_config = load_config(args.dataset) if args.dataset else config
     if data_config.data.classes != config.data.classes:
         raise ConfigError(f"{args.dataset} has classes {data_config.data.classes}, the run has {config.data.classes}")
     device = distributed.setup(args.device).device
-    method = opened.method.to(device)
-    if state["step"] is None:
-        say(f"{run}: checkpoint {path.name}, converted; see converted.txt for what is not known of it")
-    else:
-        say(f"{run}: checkpoint {path.name} of step {state['step']}" + (", chosen on val" if path == run.best else ""))
+    method.to(device)
     outputs = args.outputs.split(",") if args.outputs else method.outputs()
     unknown = sorted(set(outputs) - set(method.outputs()))
     if unknown:
@@ -140,26 +82,10 @@ def evaluate_run(folder: str, args: argparse.Namespace):
             autocast=autocast_dtype(config.train.precision),
             progress=progress,
         )
-    evaluation = replace(evaluation, checkpoint=_origin(path, state, method.outputs()[0]))
+    evaluation = replace(evaluation, checkpoint=loaded.origin())
     stem = args.split if not args.dataset else f"{data_config.name}_{args.split}"
-    evaluation.write(run.evaluation, stem)
+    evaluation.write(loaded.run.evaluation, stem)
     return evaluation
-
-
-def _origin(path: Path, state: Mapping[str, Any], deployed: str) -> dict[str, Any] | None:
-    """What the scores say of the checkpoint they belong to; None for a converted one, of which nothing is known.
-
-    Args:
-        path: ``best.pt`` or ``last.pt``.
-        state: its content.
-        deployed: name of the output whose validation Dice chooses ``best.pt``.
-    """
-    if state["step"] is None:
-        return None
-    if path.name != "best.pt":
-        return {"file": path.name, "step": state["step"], "chosen_by": "last step", "split": None, "value": None}
-    by = f"validation Dice of {deployed}, mean over classes"
-    return {"file": path.name, "step": state["step"], "chosen_by": by, "split": "val", "value": state["best"]["dice"]}
 
 
 def score_if_new(folder: str, device: str) -> None:

@@ -19,6 +19,8 @@ COMMANDS = {
     "splits": ("knowsam.cli.splits", "draw seeded split lists for a folder of images and masks"),
     "train": ("knowsam.cli.train", "train a method from an experiment file, or go on where a run stopped"),
     "evaluate": ("knowsam.cli.evaluate", "measure finished runs on their test cases and compare them"),
+    "predict": ("knowsam.cli.predict", "segment images, volumes or folders with a finished run"),
+    "export": ("knowsam.cli.export", "write a run's deployed network as one ONNX, pt2 or TorchScript file"),
     "compare": ("knowsam.cli.compare", "statistics over seeds and cases: tables, tests against a baseline, plots"),
     "report": ("knowsam.cli.report", "one page about a run, or several beside each other: curves, scores, pictures"),
     "sweep": ("knowsam.cli.sweep", "run many trials from one sweep file, resumable, on one machine or many"),

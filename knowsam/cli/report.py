@@ -120,7 +120,7 @@ def _overlays(
 ) -> Iterator[tuple[str, "Overlay"]]:
     """Predict the cases anew, by the code that evaluates, from the checkpoint that was scored."""
     from knowsam import build
-    from knowsam.cli.evaluate import open_run
+    from knowsam.cli.loading import load_run
     from knowsam.engine import distributed
     from knowsam.engine.train import autocast_dtype
     from knowsam.errors import ConfigError, DataError
@@ -129,7 +129,7 @@ def _overlays(
     from knowsam.report.overlays import Overlay, telling_slice
 
     checkpoint = record.scores.checkpoint
-    opened = open_run(record.folder, "last" if checkpoint and checkpoint["file"] == "last.pt" else "best")
+    opened = load_run(record.folder, "last" if checkpoint and checkpoint["file"] == "last.pt" else "best", quiet=True)
     config = opened.config
     source = build.build_source(config)
     strangers = set(cases) - set(source.eval_ids(args.split))
@@ -192,7 +192,7 @@ def _pseudo_labels(record: "Record", args: argparse.Namespace) -> "PseudoLabels"
 
 
 def _scored_pseudo_labels(record: "Record", args: argparse.Namespace) -> "PseudoLabels":
-    from knowsam.cli.evaluate import open_run
+    from knowsam.cli.loading import load_run
     from knowsam.engine import distributed
     from knowsam.engine.checkpoint import load_checkpoint
     from knowsam.errors import CheckpointError, NotFoundError
@@ -203,10 +203,10 @@ def _scored_pseudo_labels(record: "Record", args: argparse.Namespace) -> "Pseudo
     opened = None
     for name in ("best", "last"):
         try:
-            opened = open_run(record.folder, name)
+            opened = load_run(record.folder, name, quiet=True)
         except NotFoundError:
             continue
-        step = opened.state["step"]
+        step = opened.step
         if step is None:
             raise CheckpointError(f"{opened.path} was converted: nothing is known of its training")
         if not found:

@@ -13,7 +13,7 @@ from knowsam.compat.rows import ROWS
 from knowsam.data.batch import Batch
 from knowsam.errors import CheckpointError, ConfigError
 from knowsam.methods.base import SSLMethod, StepOutput
-from knowsam.methods.supervised import output_names
+from knowsam.methods.supervised import output_names, student_networks
 from knowsam.models.sam.variants import VARIANTS
 from knowsam.models.sam.weights import read_state_dict
 from knowsam.models.students import DeployedStudents, Students
@@ -65,6 +65,10 @@ class ConvertedStudents(SSLMethod):
     def inference_model(self) -> nn.Module:
         """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S), as deployed."""
         return DeployedStudents(self.students)
+
+    def deployable(self) -> dict[str, nn.Module]:
+        """Networks that work without SAM, by output name, the deployed one first."""
+        return student_networks(self.students)
 
 
 @dataclass

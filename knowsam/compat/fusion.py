@@ -33,6 +33,12 @@ class PublishedFusionHead(FusionHead):
         above = [x.float().softmax(1) > 0.5 for x in (first, second)]
         return (above[0] == above[1]).to(first.dtype)
 
+    def ties(self, logits: Tensor, margin: float) -> Tensor:
+        """Where a change of ``margin`` in logits (B, K, S, S) may change what `agreement_map` sees: bool (B, S, S)."""
+        if not self.xor:
+            return super().ties(logits, margin)
+        return ((logits.float().softmax(1) - 0.5).abs() < margin).any(1)
+
     def certainty_map(self, logits: Tensor) -> Tensor:
         """How sure logits (B, K, S, S) are: (B, S, S)."""
         return 1 - entropy_map_nats(logits) if self.entropy_nats else super().certainty_map(logits)

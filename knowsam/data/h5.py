@@ -11,12 +11,11 @@ import numpy as np
 from knowsam.data.cache import remembered
 from knowsam.data.folder import fitting_intensity, fitting_spacing, fitting_table, single_files
 from knowsam.data.labels import LabelTable
-from knowsam.data.readers import MAX_PIXELS, raw_labels, scan_folder, to_uint8
+from knowsam.data.readers import MAX_PIXELS, MAX_VOXELS, grey_slices, raw_labels, scan_folder
 from knowsam.data.splits import Splits, check_against
 from knowsam.errors import DataError, NotFoundError
 
-_EXTENSIONS = (".h5", ".hdf5")
-_MAX_VOXELS = 2_000_000_000
+EXTENSIONS = (".h5", ".hdf5")
 
 
 class H5Slices:
@@ -70,7 +69,7 @@ class H5Slices:
         for folder, names in ((slice_dir, ("train",)), (volume_dir, ("val", "test"))):
             listed = [i for name in names for i in getattr(splits, name)]
             if listed:
-                found = scan_folder(self.root / folder, _EXTENSIONS)
+                found = scan_folder(self.root / folder, EXTENSIONS)
                 check_against(splits, found, checked=names, where=str(self.root / folder))
                 self._files |= single_files(found, listed)
 
@@ -88,14 +87,7 @@ class H5Slices:
 
     def image(self, case_id: str) -> np.ndarray:
         """uint8 (H, W, 3) of a slice, (D, H, W, 3) of a volume. The label dataset is not touched."""
-        path = self.image_path(case_id)
-        with _dataset(path, self.image_key, self._ranks(case_id)) as dataset:
-            values = dataset[()]
-        if values.ndim == 2:
-            grey = to_uint8(values, self.intensity, where=str(path))
-        else:
-            grey = np.stack([to_uint8(v, self.intensity, where=f"{path} slice {n}") for n, v in enumerate(values)])
-        return np.repeat(grey[..., None], 3, axis=-1)
+        return read_h5_image(self.image_path(case_id), self.image_key, self.intensity, ranks=self._ranks(case_id))
 
     def mask(self, case_id: str) -> np.ndarray:
         """uint8 class ids (H, W) of a slice, (D, H, W) of a volume.
@@ -156,6 +148,25 @@ class H5Slices:
         return remembered(path, f"h5:{key}", compute)
 
 
+def read_h5_image(path: Path, key: str, intensity: str, *, ranks: tuple[int, ...] = (2, 3)) -> np.ndarray:
+    """A dataset of grey values as an image or a volume, each slice brought to 0..255 by itself.
+
+    Args:
+        path: the file.
+        key: the dataset inside it, (H, W) or (D, H, W).
+        intensity: see ``readers.to_uint8``.
+        ranks: numbers of axes that are allowed.
+    Returns:
+        uint8 (H, W, 3) or (D, H, W, 3).
+    Raises:
+        NotFoundError: no such file.
+        DataError: no such dataset, damaged, of another shape, or values that do not fit ``intensity``.
+    """
+    with _dataset(path, key, ranks) as dataset:
+        values = dataset[()]
+    return grey_slices(values, intensity, where=str(path))
+
+
 @contextmanager
 def _dataset(path: Path, key: str, ranks: tuple[int, ...]) -> Iterator[h5py.Dataset]:
     """An array of a file, proven harmless before it is read; whatever goes wrong becomes an error naming both."""
@@ -175,7 +186,7 @@ def _dataset(path: Path, key: str, ranks: tuple[int, ...]) -> Iterator[h5py.Data
                 raise DataError(f"{path}: dataset {key!r} is of type {dataset.dtype}; needed are numbers")
             if 0 in dataset.shape:
                 raise DataError(f"{path}: dataset {key!r} is empty, shape {dataset.shape}")
-            if dataset.shape[-1] * dataset.shape[-2] > MAX_PIXELS or dataset.size > _MAX_VOXELS:
+            if dataset.shape[-1] * dataset.shape[-2] > MAX_PIXELS or dataset.size > MAX_VOXELS:
                 raise DataError(f"{path}: dataset {key!r} has shape {dataset.shape}; too large to be a medical volume")
             yield dataset
     except FileNotFoundError:

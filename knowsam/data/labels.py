@@ -53,6 +53,21 @@ class LabelTable:
         pairs = None if self._class_of is None else sorted(self._class_of.items())
         return f"LabelTable({pairs}, colours={self._colours}, num_classes={self.num_classes})"
 
+    def raw_values(self) -> list[int] | list[tuple[int, int, int]]:
+        """What each class is written as, by class id: the first raw value (or colour) that was declared for it.
+
+        0 and 255 where a threshold divides, the ids themselves where nothing is declared.
+        """
+        if self.threshold is not None:
+            return [0, 255]
+        if self._class_of is None:
+            return list(range(self.num_classes))
+        first: dict[int, int] = {}
+        for code, class_id in self._class_of.items():
+            first.setdefault(class_id, code)
+        codes = [first[k] for k in range(self.num_classes)]
+        return [(c >> 16, c >> 8 & 255, c & 255) for c in codes] if self._colours else codes
+
     def apply(self, raw: np.ndarray, where: str = "mask") -> np.ndarray:
         """Class ids of a mask.
 

@@ -19,6 +19,7 @@ from knowsam.errors import ConfigError, DataError, KnowsamError, NotFoundError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 INTENSITIES = ("dtype", "minmax", "percentile")
 MAX_PIXELS = 64_000_000
+MAX_VOXELS = 2_000_000_000
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _JUNK_NAMES = {"thumbs.db", "desktop.ini"}
@@ -165,6 +166,24 @@ def to_uint8(array: np.ndarray, intensity: str = "dtype", *, where: str = "image
     if high <= low:
         return np.zeros(array.shape, np.uint8)
     return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
+def grey_slices(values: np.ndarray, intensity: str = "dtype", *, where: str = "image") -> np.ndarray:
+    """Grey values as RGB, each slice of a volume brought to 0..255 by itself: a network learns from slices.
+
+    Args:
+        values: numbers (H, W) or (D, H, W).
+        intensity, where: as for ``to_uint8``.
+    Returns:
+        uint8 (H, W, 3) or (D, H, W, 3), grey repeated.
+    Raises:
+        DataError: as ``to_uint8``; names the slice.
+    """
+    if values.ndim == 2:
+        grey = to_uint8(values, intensity, where=where)
+    else:
+        grey = np.stack([to_uint8(v, intensity, where=f"{where} slice {n}") for n, v in enumerate(values)])
+    return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:

@@ -1,10 +1,13 @@
 """Images in, label maps out, at native resolution. The same code serves validation, evaluation and prediction."""
 
 import contextlib
+import functools
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +16,38 @@ from torch.nn import functional as F
 
 from knowsam.data.source import Source
 from knowsam.errors import DataError, NumericError
+from knowsam.losses.entropy import entropy_map
 
 PredictFn = Callable[[Tensor], dict[str, Tensor]]
 """(B, 3, S, S) in 0..1 -> logits (B, K, h, w) by output name; ``method.predict`` is one."""
 
 Resize = Callable[[np.ndarray, int], np.ndarray]
 """uint8 (H, W, 3), S -> uint8 (S, S, 3)."""
+
+NamedImages = Iterable[tuple[str, Callable[[], np.ndarray]]]
+"""Case ids, and what reads each image: uint8 (H, W, 3), or (D, H, W, 3) for a volume."""
+
+FLIPS = ((), (-1,), (-2,), (-2, -1))
+"""Axes of the views that :func:`with_flips` averages: none, horizontal, vertical, both."""
+
+
+@dataclass
+class Segmentation:
+    """What a network says of one case, at native size.
+
+    Attributes:
+        labels: uint8 class ids (H, W), or (D, H, W) for a volume.
+        probabilities: float32 (K, H, W) or (K, D, H, W), sum 1 over classes; None unless asked for.
+        uncertainty: float32, shaped as ``labels``, entropy divided by log K, 0..1; None unless asked for.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
+
+
+Then = Callable[[str, np.ndarray | None, dict[str, Segmentation]], Any]
+"""Case id, the image as read (if kept), answers by output name -> whatever ``segment`` shall yield for the case."""
 
 
 def predict_case(
@@ -52,7 +81,7 @@ def predict_case(
         ValueError: an output that ``predict_fn`` does not give, logits of a wrong shape, batch_size < 1.
         NumericError: logits that are not finite.
     """
-    [(_, labels)] = _predict(
+    [(_, labels)] = segment(
         predict_fn,
         [("image", lambda: image)],
         image_size=image_size,
@@ -94,7 +123,7 @@ def predict_cases(
     Raises:
         As ``predict_case``, when the case in question is reached.
     """
-    return _predict(
+    return segment(
         predict_fn,
         ((case_id, lambda case_id=case_id: source.image(case_id)) for case_id in case_ids),
         image_size=image_size,
@@ -108,31 +137,90 @@ def predict_cases(
     )
 
 
+def with_flips(predict_fn: PredictFn) -> PredictFn:
+    """Average the probabilities of the image and of its three mirror images (horizontal, vertical, both).
+
+    Args:
+        predict_fn: what gives the logits of one view.
+    Returns:
+        A function like it, whose logits are the logarithm of the mean probabilities; four times the work.
+    """
+
+    # Its module must still be found, to be put into eval mode; but a module's attributes are not a function's.
+    @functools.wraps(predict_fn, updated=())
+    def averaged(images: Tensor) -> dict[str, Tensor]:
+        views: dict[str, list[Tensor]] = {}
+        for axes in FLIPS:
+            for name, logits in predict_fn(images.flip(axes)).items():
+                views.setdefault(name, []).append(logits.float().log_softmax(1).flip(axes))
+        # Of logarithms, so that a probability too small for float32 does not become minus infinity.
+        return {name: torch.stack(logs).logsumexp(0) - np.log(len(FLIPS)) for name, logs in views.items()}
+
+    return averaged
+
+
+def labels_only(case_id: str, image: np.ndarray | None, answers: dict[str, Segmentation]) -> dict[str, np.ndarray]:
+    """The label maps by output name: what ``segment`` yields if not told otherwise."""
+    return {name: answer.labels for name, answer in answers.items()}
+
+
 @dataclass
 class _Case:
-    """One case on its way: the network's inputs, then the answers that have come back."""
+    """One case on its way: the network's inputs, then the answers that come back."""
 
     case_id: str
     volume: bool
     size: tuple[int, int]  # native H, W
     slices: list[np.ndarray]  # uint8 (S, S, 3) each
-    labels: dict[str, list[np.ndarray]] = field(default_factory=dict)  # uint8 (H, W) each
-    answered: int = 0
+    image: np.ndarray | None  # as read
+    answers: list[Future] = field(default_factory=list)  # one a slice: Segmentation by output name
+    result: Future | None = None  # of the whole case, once all its slices have been through the network
 
 
-def _predict(
+def segment(
     predict_fn: PredictFn,
-    named_images: Iterable[tuple[str, Callable[[], np.ndarray]]],
+    named_images: NamedImages,
     *,
     image_size: int,
     batch_size: int,
     device: torch.device | str,
-    num_classes: int | None,
-    outputs: Sequence[str] | None,
-    autocast: torch.dtype | None,
-    resize: Resize | None,
-    read_ahead: int,
-) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    num_classes: int | None = None,
+    outputs: Sequence[str] | None = None,
+    autocast: torch.dtype | None = None,
+    resize: Resize | None = None,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    then: Then = labels_only,
+    keep_images: bool = False,
+    read_ahead: int = 4,
+    readers: int = 1,
+    finish_behind: int = 0,
+    finishers: int = 1,
+    tolerate: tuple[type[Exception], ...] = (),
+) -> Iterator[tuple[str, Any]]:
+    """Read, predict and finish cases, in order. Reading and finishing may go on beside the network, in threads.
+
+    Neither threads nor batches change a result. How much is in memory at a time is bounded: ``read_ahead`` cases
+    before the network, ``finish_behind`` cases and two batches of logits after it.
+
+    Args:
+        named_images: case ids and what reads them; asked for one by one, as cases are needed.
+        probabilities, uncertainty: what a ``Segmentation`` shall hold beside the labels.
+        then: makes of a finished case what is yielded, for example by writing files.
+        keep_images: whether ``then`` is given the images; they are forgotten once resized, if not.
+        read_ahead: cases that are read and resized beside the network; 0 reads in turn.
+        readers: threads that read; more than one only where images may be read from several threads at once.
+        finish_behind: cases that may wait to be finished (brought to native size, given to ``then``) beside the
+            network; 0 finishes in turn.
+        finishers: threads that finish.
+        tolerate: errors of a single case (reading it, its logits, ``then``) that are yielded in the place of its
+            result rather than raised.
+        predict_fn, image_size, batch_size, device, num_classes, outputs, autocast, resize: as for ``predict_case``.
+    Yields:
+        (case id, what ``then`` gave; or an error of ``tolerate``).
+    Raises:
+        As ``predict_case``, when the case in question is reached.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
     if resize is None:
@@ -140,61 +228,83 @@ def _predict(
         from knowsam.data.readers import resize_image as resize
 
     device = torch.device(device)
-    waiting: deque[_Case] = deque()  # read, in order, not yet answered in full
+    waiting: deque[tuple[str, _Case | Exception]] = deque()  # in order; a case, or why there is none
     batch: list[tuple[_Case, np.ndarray]] = []
+    rows: deque[Future] = deque()  # slices whose logits are still held
+    want = {"probabilities": probabilities, "uncertainty": uncertainty}
+    prepare = functools.partial(_prepare, image_size=image_size, resize=resize, keep_image=keep_images)
 
     def flush() -> None:
         answer = _forward(predict_fn, [image for _, image in batch], device, num_classes, autocast, outputs)
         for row, (case, _) in enumerate(batch):
-            for name, logits in answer.items():
-                case.labels.setdefault(name, []).append(_native_labels(logits[row], case, name))
-            case.answered += 1
+            logits = {name: of_batch[row] for name, of_batch in answer.items()}
+            case.answers.append(pool.submit(_finish_slice, logits, case.case_id, case.size, **want))
+            rows.append(case.answers[-1])
+            if len(case.answers) == len(case.slices):
+                # Its slices are before it in the queue, so waiting for them inside the pool cannot lock it up.
+                case.result = pool.submit(_finish_case, case, then)
         batch.clear()
+        while len(rows) > 2 * batch_size:
+            wait([rows.popleft()])
 
-    def finished() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        while waiting and waiting[0].answered == len(waiting[0].slices):
-            case = waiting.popleft()
-            yield (
-                case.case_id,
-                {name: np.stack(maps) if case.volume else maps[0] for name, maps in case.labels.items()},
-            )
+    def finished(behind: int) -> Iterator[tuple[str, Any]]:
+        """Cases at the head that are done, and whoever must be waited for so that at most ``behind`` are not."""
+        while waiting:
+            case_id, case = waiting[0]
+            if isinstance(case, _Case):
+                through = sum(isinstance(c, _Case) and c.result is not None for _, c in waiting)
+                if case.result is None or (not case.result.done() and through <= behind):
+                    return
+            waiting.popleft()
+            yield case_id, _outcome(case.result, tolerate) if isinstance(case, _Case) else case
 
-    with _eval_mode(predict_fn), contextlib.closing(_read(named_images, image_size, resize, read_ahead)) as cases:
-        for case in cases:
-            waiting.append(case)
-            for image in case.slices:
+    with (
+        _eval_mode(predict_fn),
+        _executor(finishers if finish_behind else 0, "finish") as pool,
+        contextlib.closing(_read(named_images, prepare, read_ahead, readers, tolerate)) as cases,
+    ):
+        for case_id, case in cases:
+            waiting.append((case_id, case))
+            for image in case.slices if isinstance(case, _Case) else ():
                 batch.append((case, image))
                 if len(batch) == batch_size:
                     flush()
-            yield from finished()
+            yield from finished(finish_behind)
         if batch:
             flush()
-        yield from finished()
+        yield from finished(0)
 
 
 def _read(
-    named_images: Iterable[tuple[str, Callable[[], np.ndarray]]], image_size: int, resize: Resize, read_ahead: int
-) -> Iterator[_Case]:
-    """Cases in order, ``read_ahead`` of them prepared by one background thread."""
-    if read_ahead < 1:
+    named_images: NamedImages,
+    prepare: Callable[[str, Callable[[], np.ndarray]], _Case],
+    read_ahead: int,
+    readers: int,
+    tolerate: tuple[type[Exception], ...],
+) -> Iterator[tuple[str, _Case | Exception]]:
+    """Cases in order, ``read_ahead`` of them prepared beside. One reader follows the order of the cases in decoding."""
+    with _executor(readers if read_ahead else 0, "read") as pool:
+        pending: deque[tuple[str, Future]] = deque()
         for case_id, get in named_images:
-            yield _prepare(case_id, get, image_size, resize)
-        return
-    # One thread only: decoding then follows the order of the cases, and h5py is not asked from two places at once.
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="knowsam-read")
-    try:
-        pending = deque()
-        for case_id, get in named_images:
-            pending.append(pool.submit(_prepare, case_id, get, image_size, resize))
+            pending.append((case_id, pool.submit(prepare, case_id, get)))
             if len(pending) > read_ahead:
-                yield pending.popleft().result()
+                case_id, future = pending.popleft()
+                yield case_id, _outcome(future, tolerate)
         while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+            case_id, future = pending.popleft()
+            yield case_id, _outcome(future, tolerate)
 
 
-def _prepare(case_id: str, get: Callable[[], np.ndarray], image_size: int, resize: Resize) -> _Case:
+def _outcome(future: Future, tolerate: tuple[type[Exception], ...]) -> Any:
+    try:
+        return future.result()
+    except tolerate as error:
+        return error
+
+
+def _prepare(
+    case_id: str, get: Callable[[], np.ndarray], *, image_size: int, resize: Resize, keep_image: bool
+) -> _Case:
     image = np.asarray(get())
     if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3 or image.size == 0:
         raise DataError(
@@ -203,7 +313,7 @@ def _prepare(case_id: str, get: Callable[[], np.ndarray], image_size: int, resiz
         )
     volume = image.ndim == 4
     slices = [resize(one, image_size) for one in (image if volume else image[None])]
-    return _Case(case_id, volume, (image.shape[-3], image.shape[-2]), slices)
+    return _Case(case_id, volume, (image.shape[-3], image.shape[-2]), slices, image if keep_image else None)
 
 
 def _forward(
@@ -233,24 +343,76 @@ def _forward(
     return answer
 
 
-def _native_labels(logits: Tensor, case: _Case, name: str) -> np.ndarray:
-    """(K, h, w) -> uint8 (H, W): logits are enlarged before the argmax, as labels enlarged after it have steps."""
-    logits = logits.float()  # autocast leaves bfloat16, whose 8 bits would tie neighbouring classes
-    # argmax takes NaN for the largest number: a broken network would give a label map that looks like any other.
-    if not bool(torch.isfinite(logits).all()):
-        raise NumericError(
-            f"output {name!r} of case {case.case_id!r} has logits that are not finite",
-            hint="Predict without autocast, or look for a training that diverged.",
+def _finish_slice(
+    by_output: dict[str, Tensor], case_id: str, size: tuple[int, int], *, probabilities: bool, uncertainty: bool
+) -> dict[str, Segmentation]:
+    """Logits (K, h, w) by output -> what they say at native size (H, W)."""
+    found = {}
+    for name, raw in by_output.items():
+        logits = raw.float()  # autocast leaves bfloat16, whose 8 bits would tie neighbouring classes
+        # argmax takes NaN for the largest number: a broken network would give a label map that looks like any other.
+        if not bool(torch.isfinite(logits).all()):
+            raise NumericError(
+                f"output {name!r} of case {case_id!r} has logits that are not finite",
+                hint="Predict without autocast, or look for a training that diverged.",
+            )
+        if tuple(logits.shape[-2:]) != size:
+            # Enlarged before the argmax, as labels enlarged after it have steps.
+            logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]  # (K, H, W)
+        found[name] = Segmentation(
+            logits.argmax(dim=0).to(torch.uint8).cpu().numpy(),
+            logits.softmax(0).cpu().numpy() if probabilities else None,
+            entropy_map(logits[None])[0].clamp(0, 1).cpu().numpy() if uncertainty else None,
         )
-    if tuple(logits.shape[-2:]) != case.size:
-        logits = F.interpolate(logits[None], size=case.size, mode="bilinear", align_corners=False)[0]  # (K, H, W)
-    return logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    return found
+
+
+def _finish_case(case: _Case, then: Then) -> Any:
+    slices = [answer.result() for answer in case.answers]
+    case.answers.clear()
+    answers = {name: _stack([s[name] for s in slices]) for name in slices[0]} if case.volume else slices[0]
+    return then(case.case_id, case.image, answers)
+
+
+def _stack(slices: list[Segmentation]) -> Segmentation:
+    def along(axis: int, arrays: list[np.ndarray | None]) -> np.ndarray | None:
+        return None if arrays[0] is None else np.stack(arrays, axis)
+
+    return Segmentation(
+        np.stack([s.labels for s in slices]),
+        along(1, [s.probabilities for s in slices]),
+        along(0, [s.uncertainty for s in slices]),
+    )
+
+
+class _InTurn(Executor):
+    """An executor without threads: what is submitted is done at once."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """A future that is done."""
+        future: Future = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextlib.contextmanager
+def _executor(threads: int, name: str) -> Iterator[Executor]:
+    """That many threads, or none; what they have not begun when the work is broken off is dropped."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=f"knowsam-{name}") if threads else _InTurn()
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
 def _eval_mode(predict_fn: PredictFn) -> Iterator[None]:
     """Put the module behind ``predict_fn`` into eval mode, and every part of it back as it was."""
-    owner = predict_fn if isinstance(predict_fn, nn.Module) else getattr(predict_fn, "__self__", None)
+    inner = inspect.unwrap(predict_fn)
+    owner = inner if isinstance(inner, nn.Module) else getattr(inner, "__self__", None)
     # Part by part: `train()` on the whole would also wake a teacher that the method keeps in eval mode.
     modes = [(part, part.training) for part in owner.modules()] if isinstance(owner, nn.Module) else []
     for part, _ in modes:

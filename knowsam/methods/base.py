@@ -124,6 +124,10 @@ class SSLMethod(nn.Module, ABC):
     def inference_model(self) -> nn.Module:
         """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S): what is deployed and exported."""
 
+    def deployable(self) -> dict[str, nn.Module]:
+        """Everything that works without SAM, by output name, the deployed one first; each as `inference_model`."""
+        return {self.outputs()[0]: self.inference_model()}
+
 
 def check_range(low: float, high: float, **values: float) -> None:
     """Refuse settings outside low..high.

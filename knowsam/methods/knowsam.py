@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from knowsam.data.batch import Batch
 from knowsam.losses import consistency_loss, entropy_loss, entropy_map, sam_distillation_loss, segmentation_loss
 from knowsam.methods.base import Mix, Prediction, SSLMethod, StepOutput, Views, ask_sam, check_range
-from knowsam.methods.supervised import output_names
+from knowsam.methods.supervised import output_names, student_networks
 from knowsam.mixing import cells_to_mask, paste, select_cells
 from knowsam.models.students import DeployedStudents, Students
 from knowsam.schedules import sigmoid_rampup
@@ -258,3 +258,7 @@ class KnowSAM(SSLMethod):
     def inference_model(self) -> nn.Module:
         """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S), as deployed."""
         return DeployedStudents(self.students)
+
+    def deployable(self) -> dict[str, nn.Module]:
+        """Networks that work without SAM, by output name, the deployed one first."""
+        return student_networks(self.students)

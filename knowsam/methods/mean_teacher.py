@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from knowsam.data.batch import Batch
 from knowsam.losses import consistency_loss, mse_consistency_loss, pseudo_label_loss
 from knowsam.methods.base import Prediction, SSLMethod, StepOutput, Views, check_range
-from knowsam.methods.supervised import output_names, supervised_terms
+from knowsam.methods.supervised import output_names, student_networks, supervised_terms
 from knowsam.models.students import DeployedStudents, Students
 from knowsam.schedules import ema_decay, sigmoid_rampup
 
@@ -109,3 +109,7 @@ class MeanTeacher(SSLMethod):
     def inference_model(self) -> nn.Module:
         """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S), as deployed."""
         return DeployedStudents(self.teacher)
+
+    def deployable(self) -> dict[str, nn.Module]:
+        """Networks that work without SAM, by output name, the deployed one first."""
+        return {"teacher": self.inference_model(), **student_networks(self.students)}

@@ -48,6 +48,10 @@ class Supervised(SSLMethod):
         """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S), as deployed."""
         return DeployedStudents(self.students)
 
+    def deployable(self) -> dict[str, nn.Module]:
+        """Networks that work without SAM, by output name, the deployed one first."""
+        return student_networks(self.students)
+
 
 def supervised_terms(students: Students, logits: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
     """``seg_<name>`` on the first L images of every output: students share weight 1, the fusion head has weight 1.
@@ -67,3 +71,8 @@ def supervised_terms(students: Students, logits: dict[str, Tensor], mask: Tensor
 def output_names(students: Students) -> tuple[str, ...]:
     """Every output of the students, the deployed one first."""
     return tuple(dict.fromkeys((students.deployed, *students.names)))
+
+
+def student_networks(students: Students) -> dict[str, nn.Module]:
+    """Each output of the students as a network (B, 3, S, S) in 0..1 -> (B, K, S, S), the deployed one first."""
+    return {name: DeployedStudents(students, name) for name in output_names(students)}

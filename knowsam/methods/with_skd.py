@@ -128,3 +128,7 @@ class WithSKD(SSLMethod):
     def inference_model(self) -> nn.Module:
         """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S), as deployed."""
         return self.method.inference_model()
+
+    def deployable(self) -> dict[str, nn.Module]:
+        """Networks that work without SAM, by output name, the deployed one first."""
+        return self.method.deployable()

@@ -59,3 +59,17 @@ class FusionHead(nn.Module):
     def certainty_map(self, logits: Tensor) -> Tensor:
         """1 - entropy / log K of logits (B, K, S, S): (B, S, S) in 0..1."""
         return 1 - entropy_map(logits)
+
+    def undecided(self, first: Tensor, second: Tensor, margin: float) -> Tensor:
+        """Where the fused logits may jump for a change of ``margin`` in two logits (B, K, S, S): bool (B, S, S).
+
+        Agreement is a step function of the logits: rounding decides a tie between a student's two best classes.
+        """
+        ties = self.ties(first, margin) | self.ties(second, margin)
+        # Three convolutions of 3 x 3 lie between agreement and answer.
+        return F.max_pool2d(ties[:, None].float(), 7, stride=1, padding=3)[:, 0] > 0
+
+    def ties(self, logits: Tensor, margin: float) -> Tensor:
+        """Where a change of ``margin`` in logits (B, K, S, S) may change what `agreement_map` sees: bool (B, S, S)."""
+        best = logits.topk(2, dim=1).values
+        return best[:, 0] - best[:, 1] < margin

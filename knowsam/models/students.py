@@ -48,6 +48,14 @@ class Students(nn.Module):
         """Name of the output that is evaluated first and exported."""
         return "fusion" if self.fusion_head is not None else self.names[0]
 
+    def alone(self, name: str) -> "Students":
+        """One student as a network of its own; weights and normalisation are this one's.
+
+        Raises:
+            KeyError: no such student.
+        """
+        return Students({name: self.subnets[name]}, mean=self.mean, std=self.std, memory_format=self.memory_format)
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) in 0..1 -> logits (B, K, S, S) by name; ``fusion`` last if there is one."""
         x = ((images - self.mean) / self.std).contiguous(memory_format=self.memory_format)
@@ -58,13 +66,29 @@ class Students(nn.Module):
 
 
 class DeployedStudents(nn.Module):
-    """The students as one plain network: image (B, 3, S, S) in 0..1 -> logits (B, K, S, S) of one output."""
+    """The students as one plain network: image (B, 3, S, S) in 0..1 -> logits (B, K, S, S) of one output.
+
+    Holds and runs only what that output needs: both students for ``fusion``, else the one student.
+    """
 
     def __init__(self, students: Students, output: str | None = None):
         super().__init__()
-        self.students = students
         self.output = output or students.deployed
+        self.students = students if self.output == "fusion" else students.alone(self.output)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in 0..1 -> logits (B, K, S, S)."""
         return self.students(images)[self.output]
+
+    def undecided(self, images: Tensor, margin: float) -> Tensor:
+        """Where logits that differ by ``margin`` within a student may make the fused ones jump: bool (B, S, S).
+
+        Args:
+            images: (B, 3, S, S) in 0..1.
+            margin: of logits.
+        """
+        logits = self.students(images)
+        if self.output != "fusion":
+            return torch.zeros_like(logits[self.output][:, 0], dtype=torch.bool)
+        first, second = (logits[name] for name in self.students.names)
+        return self.students.fusion_head.undecided(first, second, margin)

@@ -23,6 +23,23 @@ def test_apply(declaration, raw, expected):
     np.testing.assert_array_equal(ids, expected)
 
 
+@pytest.mark.parametrize(
+    ("declaration", "threshold", "values"),
+    [
+        ({0: 0, 1: 255}, None, [0, 255]),
+        ({"2": 300, "0": [4, 0], "1": [2, 1]}, None, [4, 2, 300]),  # the first that is declared
+        ({1: [[255, 0, 9], [1, 1, 1]], 0: [[0, 0, 0]]}, None, [(0, 0, 0), (255, 0, 9)]),
+        (None, 127, [0, 255]),
+        (None, None, [0, 1]),
+    ],
+)
+def test_raw_values_are_classes_again(declaration, threshold, values):
+    table = LabelTable(declaration, len(values), threshold=threshold)
+    assert table.raw_values() == values
+    raw = np.array([values], np.uint8 if isinstance(values[0], tuple) else np.uint16)
+    assert table.apply(raw).tolist() == [list(range(len(values)))]
+
+
 def test_volumes_and_threshold():
     volume = np.array([0, 255] * 8, np.uint8).reshape(2, 2, 4)
     np.testing.assert_array_equal(LabelTable({0: 0, 1: 255}, 2).apply(volume), volume // 255)

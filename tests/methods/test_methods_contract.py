@@ -184,6 +184,12 @@ def test_predict_and_inference_model(name, skd, num_classes, fusion):
     assert torch.equal(deployed, logits[method.outputs()[0]])
     assert not any("sam_guide" in n for n, _ in method.inference_model().named_parameters()), "SAM is not deployed"
     assert ("sam" in logits) == (skd or name in WITH_SAM)
+    networks = method.deployable()
+    assert list(networks) == [output for output in method.outputs() if output != "sam"]
+    with torch.no_grad():
+        for output, network in networks.items():
+            assert torch.equal(network.eval()(images), logits[output]), output
+            assert not any("sam_guide" in n for n, _ in network.named_parameters())
 
 
 def real_guide(num_classes, **options):

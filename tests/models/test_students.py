@@ -181,7 +181,10 @@ def test_names_and_deployed():
     with torch.no_grad():
         logits = students(images())
         for name in (None, "unet", "vnet"):
-            assert torch.equal(DeployedStudents(students, name)(images()), logits[name or "fusion"])
+            assert torch.equal(DeployedStudents(students, name).eval()(images()), logits[name or "fusion"])
+    deployed = DeployedStudents(students, "vnet")
+    assert all(key.startswith("students.subnets.vnet.") for key in deployed.state_dict())
+    assert next(deployed.parameters()) is next(students.subnets["vnet"].parameters())
 
 
 @pytest.mark.parametrize(

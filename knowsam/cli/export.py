@@ -1,0 +1,135 @@
+"""``knowsam export``: a run in, one file that runs without knowsam out."""
+
+import argparse
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from knowsam.cli.loading import LoadedRun, add_checkpoint_argument
+
+EPILOG = """examples:
+  python tools/export.py runs/kvasir --format onnx -o kvasir.onnx --example
+  python tools/export.py runs/kvasir --format pt2 -o kvasir.pt2 --gives logits
+  python tools/export.py runs/kvasir --format onnx -o unet.onnx --output unet
+
+The file takes float32 images (B, 3, H, W) in 0..1 and gives probabilities (or logits) (B, K, H, W), for any B and any
+H and W that are multiples of 16; the students' normalisation is inside. It is compared with the run's network on
+several sizes and not written if they differ by more than 1e-4. Beside FILE comes FILE.json, which describes it; the
+file holds the same description. torchscript is deprecated in torch 2.13 and there for older programs: prefer pt2.
+exit codes: 0 done, 66 no such run, 73 FILE is there already, 74 disk, 78 configuration or a missing package,
+79 the file would answer otherwise than the network, 80 checkpoint.
+"""
+
+DESCRIPTION = 1
+"""Layout of the description; raise it when a key changes its meaning."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Words of the command line."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("run", metavar="RUN", help="run folder written by train or convert")
+    parser.add_argument("--format", required=True, choices=("onnx", "pt2", "torchscript"))
+    parser.add_argument("-o", "--out", required=True, metavar="FILE", help="file to write")
+    parser.add_argument("--output", metavar="NAME", help="fusion, unet, vnet, ...; the deployed one if not given")
+    parser.add_argument(
+        "--gives",
+        choices=("probabilities", "logits"),
+        default="probabilities",
+        help="what the file answers with (default probabilities: softmax over classes)",
+    )
+    add_checkpoint_argument(parser)
+    parser.add_argument("--example", action="store_true", help="also write a short script that runs it without knowsam")
+    parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, check, then write."""
+    from knowsam.cli.loading import load_run
+    from knowsam.engine.log import say
+    from knowsam.errors import NotFoundError, RunFolderError
+    from knowsam.files import write_atomically, write_text
+    from knowsam.inference.example import example_script
+    from knowsam.inference.export import TOLERANCE, export_network, require
+
+    require(args.format)
+    file = Path(args.out)
+    beside = file.with_name(f"{file.name}.json")
+    script = file.with_name(f"{file.stem}_{args.format}_example.py")
+    written = [path for path in (file, beside, *([script] if args.example else [])) if path.exists()]
+    if written and not args.force:
+        there = ", ".join(map(str, written))
+        raise RunFolderError(f"there already: {there}", hint="Choose another -o, or replace it with --force.")
+    if not file.parent.is_dir():
+        raise NotFoundError(f"there is no folder {file.parent} to write {file.name} into", hint="Make it first.")
+    loaded = load_run(args.run, args.checkpoint, sam=False)
+    output, network = loaded.network(args.output)
+    about = describe(loaded, output, network, args.format, args.gives)
+    content, parity = export_network(
+        network, args.format, about, gives=args.gives, image_size=loaded.config.data.image_size
+    )
+    record = {
+        **about,
+        "file": file.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "parity": {"tolerance": TOLERANCE, **asdict(parity)},
+    }
+    write_atomically(file, lambda stream: stream.write(content), need=len(content))
+    write_text(beside, json.dumps(record, indent=2) + "\n")
+    if args.example:
+        write_text(script, example_script(args.format, model=file.name, name=script.name))
+    count = sum(parameter.numel() for parameter in network.parameters())
+    shapes = ", ".join(f"{b} x {h} x {w}" for b, h, w in parity.checked)
+    say(
+        f"{file}: {output}, {count / 1e6:.2f} M parameters, {len(content) / 1e6:.1f} MB, "
+        f"image (B, 3, H, W) in 0..1 -> {args.gives} (B, {loaded.config.num_classes}, H, W)\n"
+        f"largest difference from the run's network: {parity.largest_difference:.2g} (images of {shapes})"
+        + (f", not counting {parity.ties} of {parity.pixels} pixels at ties" if parity.ties else "")
+        + f"\ndescribed in {beside}"
+        + (f"; try: python {script} PICTURE MASK.png" if args.example else "")
+    )
+    return 0
+
+
+def describe(loaded: LoadedRun, output: str, network: Any, file_format: str, gives: str) -> dict[str, Any]:
+    """What somebody who has only the file must know; the same inside it and beside it.
+
+    Args:
+        loaded: the run.
+        output: name of the exported output.
+        network: a ``DeployedStudents``, or somebody else's network, whose normalisation is then not known.
+        file_format, gives: as on the command line.
+    """
+    from importlib.metadata import version
+
+    import knowsam
+    from knowsam.cli.predict import label_values
+    from knowsam.inference.export import LARGEST, MULTIPLE, SMALLEST, needed_packages
+
+    config = loaded.config
+    sizes = {"multiple_of": MULTIPLE, "from": SMALLEST, "to": LARGEST}
+    students = getattr(network, "students", None)
+    return {
+        "description": DESCRIPTION,
+        "file_format": file_format,
+        "run": config.name,
+        "checkpoint": loaded.origin(),
+        "output": output,
+        "input": {
+            "name": "image",
+            "type": "float32",
+            "axes": ["batch", "red green blue", "height", "width"],
+            "range": [0, 1],
+            "intensity": config.data.source.get("intensity", "dtype"),
+            "height_and_width": sizes,
+        },
+        "answer": {"name": gives, "type": "float32", "axes": ["batch", "class", "height", "width"]},
+        "image_size": config.data.image_size,
+        "normalisation_inside": {name: getattr(students, name, None) for name in ("mean", "std")},
+        "classes": list(config.data.classes),
+        "label_values": [list(v) if isinstance(v, tuple) else v for v in label_values(config)],
+        "versions": {"knowsam": str(knowsam.__version__)}
+        | {name: version(name) for name in ("torch", *needed_packages(file_format))},
+    }

@@ -1,0 +1,61 @@
+"""The script that is written beside an exported network: how to run it without knowsam."""
+
+import json
+
+_OPEN = {
+    "onnx": (
+        "onnxruntime",
+        """session = onnxruntime.InferenceSession(str(Path(__file__).with_name({model})))
+about = json.loads(session.get_modelmeta().custom_metadata_map["knowsam"])""",
+        '[answer] = session.run(None, {{"image": image[None]}})[0]',
+    ),
+    "pt2": (
+        "torch",
+        """extra = {{"knowsam.json": ""}}
+network = torch.export.load(Path(__file__).with_name({model}), extra_files=extra).module()
+about = json.loads(extra["knowsam.json"])""",
+        "[answer] = network(torch.from_numpy(image[None])).detach().numpy()",
+    ),
+    "torchscript": (
+        "torch",
+        """extra = {{"knowsam.json": ""}}
+network = torch.jit.load(Path(__file__).with_name({model}), _extra_files=extra)
+about = json.loads(extra["knowsam.json"])""",
+        "[answer] = network(torch.from_numpy(image[None])).detach().numpy()",
+    ),
+}
+
+_SCRIPT = '''"""Segment an 8-bit picture: python {name} PICTURE MASK.png. Needs numpy, pillow, {library}."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import {library}
+from PIL import Image
+
+{open}
+side = about["image_size"]
+picture = Image.open(sys.argv[1]).convert("RGB")
+small = picture.resize((side, side), Image.Resampling.BILINEAR)
+image = np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / 255  # (3, side, side) in 0..1
+{run}  # (K, side, side)
+whole = [Image.fromarray(plane).resize(picture.size, Image.Resampling.BILINEAR) for plane in answer]
+mask = np.argmax([np.asarray(plane) for plane in whole], axis=0).astype(np.uint8)  # class ids, (H, W)
+Image.fromarray(mask).save(sys.argv[2])
+for k, name in enumerate(about["classes"]):
+    print(f"{{name}}: {{(mask == k).mean():.1%}} of the picture")
+'''
+
+
+def example_script(file_format: str, *, model: str, name: str) -> str:
+    """Source text of the script.
+
+    Args:
+        file_format: of the exported network.
+        model: name of its file, in the script's folder.
+        name: of the script itself.
+    """
+    library, opening, running = (part.format(model=json.dumps(model)) for part in _OPEN[file_format])
+    return _SCRIPT.format(name=name, library=library, open=opening, run=running)

@@ -1,0 +1,205 @@
+"""Many files in, a folder of answers out: the tree of the input below ``masks/``, ``probabilities/`` and so on."""
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from knowsam.errors import ConfigError, DataError, KnowsamError, NotFoundError, NumericError
+from knowsam.files import storage_error, write_atomically
+from knowsam.inference.files import InputFile, Nifti
+from knowsam.inference.overlay import draw_outlines, draw_sheet
+from knowsam.inference.predict import PredictFn, Segmentation, segment
+
+OF_ONE_FILE = (DataError, NotFoundError, NumericError)
+"""What may be wrong with one file and is no reason to give up the others; a full disk is."""
+
+LabelValues = Sequence[int] | Sequence[tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is written of each file.
+
+    Attributes:
+        classes: K names, background first.
+        values: what class k is written as, a number in 0..65535 or a colour; class ids if None.
+        probabilities, uncertainty, overlays: what is written beside the masks.
+    """
+
+    classes: Sequence[str]
+    values: LabelValues | None = None
+    probabilities: bool = False
+    uncertainty: bool = False
+    overlays: bool = False
+
+    def targets(self, file: InputFile, out: Path) -> dict[str, Path]:
+        """The files that answer ``file``, by kind; the mask comes last."""
+        kinds = ("probabilities", "uncertainty", "masks")
+        chosen = {kind: file.extension(kind) for kind in kinds if kind == "masks" or getattr(self, kind)}
+        if self.overlays:
+            chosen = {"overlays": ".png", **chosen}
+        return {kind: out / kind / f"{file.stem}{extension}" for kind, extension in chosen.items()}
+
+
+@dataclass
+class Outcome:
+    """What became of the files.
+
+    Attributes:
+        done: written by this call.
+        skipped: were there already.
+        failed: with what was wrong.
+        left: not reached, as somebody asked to stop.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    failed: list[tuple[InputFile, KnowsamError]] = field(default_factory=list)
+    left: int = 0
+
+
+def predict_files(
+    predict_fn: PredictFn,
+    files: Sequence[InputFile],
+    out: str | Path,
+    wanted: Wanted,
+    *,
+    overwrite: bool = False,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    **settings: Any,
+) -> Outcome:
+    """Segment files and write the answers; reading, network and writing overlap.
+
+    A file whose answers are all there is passed over, so that the same call goes on where another one stopped. Each
+    answer is written all or nothing, the mask last.
+
+    Args:
+        predict_fn: gives one output, (B, 3, S, S) in 0..1 -> {name: logits (B, K, h, w)}.
+        files: from ``find_inputs``.
+        out: folder; made if it is not there.
+        wanted: what to write.
+        overwrite: predict also what is there already.
+        workers: threads that read, and as many that write.
+        progress: called with (files dealt with, files to deal with).
+        stop: asked before each file is read; True ends the work after those that have begun.
+        settings: ``image_size``, ``batch_size``, ``device`` and so on, as for ``predict_case``.
+    Returns:
+        How many files were done, and which failed and why.
+    Raises:
+        StorageError: an answer cannot be written.
+        ConfigError: label values that a kind of file cannot hold; nothing was predicted.
+    """
+    out = Path(out)
+    coloured = wanted.values is not None and any(isinstance(value, tuple) for value in wanted.values)
+    unfit = [file for file in files if coloured and file.extension("masks") != ".png"]
+    if unfit:
+        raise ConfigError(
+            f"{unfit[0].path}: the label values are colours, which only a mask in PNG can hold",
+            hint="Leave --original-labels out, and the masks hold class ids.",
+        )
+    outcome = Outcome()
+    todo: dict[str, InputFile] = {}
+    sharing = Counter(wanted.targets(file, out)["masks"] for file in files)
+    for file in files:
+        targets = wanted.targets(file, out)
+        if sharing[targets["masks"]] > 1:
+            outcome.failed.append((file, DataError(f"{file.path}: another file has the same mask {targets['masks']}")))
+        elif not overwrite and all(target.exists() for target in targets.values()):
+            outcome.skipped += 1
+        else:
+            todo[file.name] = file
+
+    begun = 0
+
+    def named_images() -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+        nonlocal begun
+        for name, file in todo.items():
+            if stop():
+                return
+            begun += 1
+            yield name, file.read
+
+    def then(name: str, image: np.ndarray | None, answers: dict[str, Segmentation]) -> None:
+        [answer] = answers.values()
+        write_answer(todo[name], image, answer, out, wanted)
+
+    # Enough pictures to fill the next batch, but volumes are large.
+    ahead = 2 if any(isinstance(file, Nifti) for file in files) else workers + settings["batch_size"]
+    results = segment(
+        predict_fn,
+        named_images(),
+        num_classes=len(wanted.classes),
+        probabilities=wanted.probabilities,
+        uncertainty=wanted.uncertainty,
+        then=then,
+        keep_images=wanted.overlays,
+        read_ahead=ahead,
+        readers=workers,
+        finish_behind=ahead,
+        finishers=workers,
+        tolerate=OF_ONE_FILE,
+        **settings,
+    )
+    with contextlib.closing(results):
+        for done, (name, error) in enumerate(results, start=1):
+            if error is None:
+                outcome.done += 1
+            else:
+                outcome.failed.append((todo[name], error))
+            if progress is not None:
+                progress(done, len(todo))
+    outcome.left = len(todo) - begun
+    return outcome
+
+
+def write_answer(file: InputFile, image: np.ndarray | None, answer: Segmentation, out: Path, wanted: Wanted) -> None:
+    """Write one file's answers below ``out``, the mask last: where there is a mask, all is there.
+
+    Args:
+        file: whose answers these are.
+        image: as it was read; needed for overlays.
+        answer: what the network says.
+    Raises:
+        StorageError: the disk is full or a write failed.
+    """
+    for kind, target in wanted.targets(file, out).items():
+        if kind == "overlays":
+            content = _png((draw_sheet if answer.labels.ndim == 3 else draw_outlines)(image, answer.labels))
+        else:
+            values = to_values(answer.labels, wanted.values) if kind == "masks" else getattr(answer, kind)
+            content = file.encode(kind, values, wanted.classes)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(target, error) from error
+        write_atomically(target, lambda stream, content=content: stream.write(content), need=len(content))
+
+
+def to_values(labels: np.ndarray, values: LabelValues | None) -> np.ndarray:
+    """Class ids -> what the classes are written as.
+
+    Args:
+        labels: uint8 class ids, any shape.
+        values: by class id, numbers or colours; None leaves the ids.
+    Returns:
+        uint8, or uint16 if a value is above 255; shaped as ``labels``, colours with a last axis of 3.
+    """
+    if values is None:
+        return labels
+    table = np.array(values)
+    return table.astype(np.uint16 if table.max() > 255 else np.uint8)[labels]
+
+
+def _png(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG")
+    return file.getvalue()

@@ -1,0 +1,11 @@
+"""A deployed network as one file: python tools/export.py RUN_FOLDER --format onnx -o FILE."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a checkout that is not installed
+
+from knowsam.cli.main import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("export", sys.argv[1:]))

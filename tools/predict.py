@@ -1,0 +1,11 @@
+"""Segment files with a trained run: python tools/predict.py RUN_FOLDER INPUT -o OUT."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a checkout that is not installed
+
+from knowsam.cli.main import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("predict", sys.argv[1:]))
