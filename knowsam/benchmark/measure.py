@@ -1,7 +1,12 @@
 """Medians, spreads and ratios of paired measurements."""
 
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def median(values: Sequence[float]) -> float:
@@ -29,3 +34,23 @@ def paired_ratio(first: Sequence[float], second: Sequence[float]) -> tuple[float
         raise ValueError(f"need as many measurements of both, at least one; got {len(first)} and {len(second)}")
     ratios = [a / b for a, b in zip(first, second, strict=True)]
     return median(ratios), min(ratios), max(ratios)
+
+
+def timed(run: Callable[[], Any], device: "torch.device", repeats: int, *, warmup: int = 2) -> list[float]:
+    """Seconds of each of ``repeats`` calls, after ``warmup`` that do not count."""
+    times = []
+    for _ in range(warmup + repeats):
+        synchronize(device)
+        begin = time.perf_counter()
+        run()
+        synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return times[warmup:]
+
+
+def synchronize(device: "torch.device") -> None:
+    """Wait until a GPU has done what it was told; nothing on a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

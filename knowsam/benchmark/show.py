@@ -96,6 +96,19 @@ def inference(found: Sequence[Mapping[str, Any]]) -> str:
     return f"\ndeployed students\n{table(['precision', 'batch', 'ms a batch', 'images/s'], rows)}\n"
 
 
+def prediction(found: Sequence[Mapping[str, Any]], images: int) -> str:
+    """Predicting files and evaluating, beside the bare network."""
+    rows = [
+        [
+            entry["name"],
+            f"{entry['images_per_second']:.1f} ±{100 * entry['spread']:.0f} %",
+            _ratio(entry.get("of_network")),
+        ]
+        for entry in found
+    ]
+    return f"\n{images} images, batches of 8\n{table(['', 'images/s', 'of the network alone'], rows)}\n"
+
+
 def startup(found: Sequence[Mapping[str, Any]]) -> str:
     """Start-up times."""
     rows = [[entry["name"], f"{entry['seconds']:.2f} ±{100 * entry['spread']:.0f} %"] for entry in found]

@@ -1,4 +1,4 @@
-"""The measurements: steps in pairs, parts alone, data, prediction, start-up, two processes."""
+"""The measurements of training: steps in pairs, parts alone, data; and start-up. Of networks in use: ``use.py``."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from knowsam.benchmark.measure import median, paired_ratio, spread
+from knowsam.benchmark.measure import median, paired_ratio, spread, synchronize, timed
 from knowsam.benchmark.worker import PARTS, Subject, Trainee, random_streams
 from knowsam.config import REPOSITORY, Config
 
@@ -118,7 +118,7 @@ def parts(config: Config, device: torch.device, *, repeats: int) -> list[dict[st
         operations = _useful_flops(run)
         if name == "SAM encoder":
             operations += _attention_flops(guide.image_encoder, count)
-        times = _times(run, device, repeats)
+        times = timed(run, device, repeats)
         found.append({"name": name, "seconds": median(times), "spread": spread(times), "flops": operations})
     return found
 
@@ -159,37 +159,13 @@ def data(config: Config, device: torch.device, *, batches: int = 50) -> dict[str
         begin = None
         for t, raw in enumerate(streams.loader(0, batches + 3)):
             if t == 3:
-                _synchronize(device)
+                synchronize(device)
                 begin = time.perf_counter()
             raw = RawBatch(*(x.to(device) for x in raw))
             if augmented:
                 augmenter(*raw, seed=t)
-        _synchronize(device)
+        synchronize(device)
         found[name] = batches * sum(streams.batch.values()) / (time.perf_counter() - begin)
-    return found
-
-
-def inference(
-    config: Config, device: torch.device, *, repeats: int, batch_sizes: Sequence[int] = (1, 4, 16)
-) -> list[dict[str, Any]]:
-    """The deployed network alone: seconds a batch and images/s, by precision and batch size."""
-    from knowsam import build
-    from knowsam.engine.train import autocast
-
-    side = config.data.image_size
-    network = build.build_method(config).method.inference_model().to(device).eval()
-    found = []
-    for precision in ("fp32", "bf16"):
-        for size in batch_sizes:
-            images = torch.rand(size, 3, side, side, device=device)
-
-            def run(images: torch.Tensor = images, precision: str = precision) -> None:
-                with torch.no_grad(), autocast(device, precision):
-                    network(images)
-
-            times = _times(run, device, repeats)
-            row = {"precision": precision, "batch": size, "seconds": median(times), "spread": spread(times)}
-            found.append(row | {"images_per_second": size / median(times)})
     return found
 
 
@@ -230,19 +206,3 @@ def _first_step() -> float:
                     process.kill()
                     return seconds
     raise RuntimeError("the quick start ended before its first step:\n" + "".join(said))
-
-
-def _times(run: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats + 2):
-        _synchronize(device)
-        begin = time.perf_counter()
-        run()
-        _synchronize(device)
-        times.append(time.perf_counter() - begin)
-    return times[2:]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   python tools/benchmark.py step --threads 2                                   # plain baseline, float32, bf16
   python tools/benchmark.py step --compare data.labelled_batch=4 --compare sam.checkpointing=true
-  python tools/benchmark.py parts data inference startup processes
+  python tools/benchmark.py parts data inference prediction startup processes
   python tools/benchmark.py step --experiment experiments/quickstart.yaml --device cuda
 
 Steps are compared in pairs: one of each in turn, in processes of their own; ratios are medians over the pairs with the
@@ -22,7 +22,7 @@ smallest and the largest. Nothing else should run meanwhile; where something doe
 exit codes: 0 done, 78 configuration, 70 a measured process failed.
 """
 
-SUITES = ("step", "parts", "data", "inference", "startup", "processes")
+SUITES = ("step", "parts", "data", "inference", "prediction", "startup", "processes")
 # Batch 4 of the published setting; SAM is frozen but for its adapters, as official weights are (values do not matter).
 STEP = (
     "sam.weights=null",
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", default="plain", metavar="'KEY=VALUE ...'", help="what the others are compared with")
     parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--threads", type=positive, help="of torch; all cores if not given")
+    parser.add_argument("--images", type=positive, default=200, help="of the suite prediction")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", metavar="FILE", help="write all numbers there, too")
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and show."""
     import torch
 
-    from knowsam.benchmark import show, suites
+    from knowsam.benchmark import show, suites, use
     from knowsam.benchmark.machine import ceilings, describe
     from knowsam.config import load_config
     from knowsam.engine import distributed
@@ -104,8 +105,13 @@ def run(args: argparse.Namespace) -> int:
         results["data"] = suites.data(config, device)
         say(show.data(results["data"], results.get("step")))
     if "inference" in wanted:
-        results["inference"] = suites.inference(config, device, repeats=args.repeats)
+        results["inference"] = use.inference(config, device, repeats=args.repeats)
         say(show.inference(results["inference"]))
+    if "prediction" in wanted:
+        results["prediction"] = use.prediction(
+            config, device, repeats=args.repeats, images=args.images, batch_size=8, progress=say
+        )
+        say(show.prediction(results["prediction"], args.images))
     if "startup" in wanted:
         results["startup"] = suites.startup(repeats=args.repeats)
         say(show.startup(results["startup"]))

@@ -88,9 +88,11 @@ def load_run(folder: str, checkpoint: str = "best", *, sam: bool = True, quiet: 
     from knowsam.config import parse_config
     from knowsam.engine.checkpoint import load_checkpoint
     from knowsam.engine.log import say
+    from knowsam.engine.memory import keep_freed_memory
     from knowsam.engine.runfolder import RunFolder
     from knowsam.errors import CheckpointError, NotFoundError
 
+    keep_freed_memory()
     run = RunFolder(folder, create=False)
     path = run.best if checkpoint == "best" else run.last
     if not path.exists():

@@ -9,6 +9,7 @@ from knowsam.benchmark import show
 from knowsam.benchmark.measure import paired_ratio, spread
 from knowsam.benchmark.plain import PlainDecoder, PlainEncoder, build_plain
 from knowsam.benchmark.suites import _attention_flops, parts
+from knowsam.benchmark.use import prediction
 from knowsam.benchmark.worker import Stopwatch, Subject, Trainee
 from knowsam.cli.main import run_command
 from knowsam.config import load_config
@@ -92,6 +93,17 @@ def test_parts_alone():
     found = parts(load_config(QUICK, list(SMALL)), torch.device("cpu"), repeats=1)
     assert [part["name"] for part in found] == ["SAM encoder", "SAM prompts and decoder", "students"]
     assert all(part["seconds"] > 0 and part["flops"] > 1e6 for part in found)
+
+
+def test_prediction_and_evaluation_beside_the_network():
+    config = load_config(QUICK, list(SMALL))
+    turns: list[str] = []
+    found = prediction(config, torch.device("cpu"), repeats=2, images=5, batch_size=4, progress=turns.append)
+    names = ["network alone", "predict", "evaluate, overlap alone", "evaluate, all metrics"]
+    assert [row["name"] for row in found] == names and len(turns) == 2
+    assert all(row["images_per_second"] > 0 for row in found)
+    assert all(row["of_network"][1] <= row["of_network"][0] <= row["of_network"][2] for row in found[1:])
+    assert "| predict " in show.prediction(found, 5)
 
 
 def test_ratios_and_spreads():

@@ -1,9 +1,7 @@
 """Many files in, a folder of answers out."""
 
-import importlib.util
 import os
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,14 +238,3 @@ def test_a_sheet_holds_the_slices(depth, size):
     assert sheet.shape[0] % height == 0 and sheet.shape[1] % width == 0
     shown = set(np.unique(sheet)) - {0}
     assert len(shown) == min(depth, 64) and {1, depth} <= shown
-
-
-def test_the_measurement_of_the_overhead_runs(tmp_path):
-    path = Path(__file__).resolve().parents[2] / "tools" / "bench_predict.py"
-    spec = importlib.util.spec_from_file_location("bench_predict", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    said = []
-    ratio = module.measure(tmp_path, images=5, size=32, batch_size=2, repeats=2, say=said.append)
-    assert ratio > 0 and len(said) == 3 and said[-1].startswith("median")
-    assert len(list((tmp_path / "out1" / "masks").glob("*.png"))) == 5

@@ -1,0 +1,163 @@
+"""The measurements of a trained network in use: alone, predicting files, and being evaluated."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from knowsam.benchmark.measure import median, paired_ratio, spread, timed
+from knowsam.config import Config
+
+
+def inference(
+    config: Config, device: torch.device, *, repeats: int, batch_sizes: Sequence[int] = (1, 4, 16)
+) -> list[dict[str, Any]]:
+    """The deployed network alone: seconds a batch and images/s, by precision and batch size."""
+    from knowsam import build
+    from knowsam.engine.train import autocast
+
+    side = config.data.image_size
+    network = build.build_method(config).method.inference_model().to(device).eval()
+    found = []
+    for precision in ("fp32", "bf16"):
+        for size in batch_sizes:
+            images = torch.rand(size, 3, side, side, device=device)
+
+            def run(images: torch.Tensor = images, precision: str = precision) -> None:
+                with torch.no_grad(), autocast(device, precision):
+                    network(images)
+
+            times = timed(run, device, repeats)
+            row = {"precision": precision, "batch": size, "seconds": median(times), "spread": spread(times)}
+            found.append(row | {"images_per_second": size / median(times)})
+    return found
+
+
+def prediction(
+    config: Config,
+    device: torch.device,
+    *,
+    repeats: int,
+    images: int = 200,
+    batch_size: int = 8,
+    workers: int = 2,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """``predict`` on PNGs of the network's size, and ``evaluate`` without and with distances, beside the bare network.
+
+    Each turn measures one of each on as many images in batches of the same size: what is missing to a ratio of 1 is
+    reading, writing and scoring. The network has random weights; scored is a disc in each image, as the speckle of
+    a random network would make distances slower than any trained one's.
+
+    Args:
+        config: whose deployed network it is.
+        device: of the network.
+        repeats: turns.
+        images: how many; they repeat four pictures.
+        batch_size: images at a time.
+        workers: threads that read files, and as many that write.
+        progress: told what goes on.
+    Returns:
+        For each ``name``, ``images_per_second`` (median), ``spread``, and but for the first ``of_network``: median,
+        smallest and largest of its speed over the bare network's, turn by turn.
+    """
+    from knowsam import build
+    from knowsam.engine.evaluate import evaluate
+    from knowsam.engine.train import autocast, autocast_dtype
+    from knowsam.inference.files import Rules, find_inputs
+    from knowsam.inference.folder import Wanted, predict_files
+
+    side, num_classes = config.data.image_size, config.num_classes
+    network = build.build_method(config, sam=False).method.inference_model().to(device).eval()
+    source = _FewPictures(images, side, num_classes)
+    disc = _disc(side, num_classes).to(device)
+    settings: dict[str, Any] = {
+        "image_size": side,
+        "batch_size": batch_size,
+        "device": device,
+        "autocast": autocast_dtype(config.train.precision),
+    }
+
+    def answer(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"fusion": 0 * network(x) + disc}
+
+    def bare() -> None:
+        batch = torch.rand(batch_size, 3, side, side, device=device)
+        with torch.no_grad(), autocast(device, config.train.precision):
+            for _ in range(0, images, batch_size):
+                network(batch).sum().item()  # on a GPU, waits for the answer
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = source.write(Path(folder) / "images")
+
+        def predict() -> None:
+            classes = [f"class {k}" for k in range(num_classes)]
+            with tempfile.TemporaryDirectory(dir=folder) as out:
+                found = find_inputs(files, Rules())
+                outcome = predict_files(answer, found, out, Wanted(classes), workers=workers, **settings)
+            assert outcome.done == images, outcome.failed[:1]
+
+        subjects: dict[str, Callable[[], Any]] = {
+            "network alone": bare,
+            "predict": predict,
+            "evaluate, overlap alone": lambda: evaluate(answer, source, "test", distances=False, **settings),
+            "evaluate, all metrics": lambda: evaluate(answer, source, "test", **settings),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in subjects}
+        for turn in range(repeats):
+            progress(f"prediction, turn {turn + 1} of {repeats}")
+            for name, run in subjects.items():
+                seconds[name] += timed(run, device, 1, warmup=0)
+    found = []
+    whole = -(-images // batch_size) * batch_size  # the bare network's last batch is full
+    for name, times in seconds.items():
+        count = whole if name == "network alone" else images
+        row: dict[str, Any] = {"name": name, "images_per_second": count / median(times), "spread": spread(times)}
+        if name != "network alone":
+            ratios = paired_ratio(seconds["network alone"], times)
+            row["of_network"] = tuple(ratio * images / whole for ratio in ratios)
+        found.append(row)
+    return found
+
+
+class _FewPictures:
+    """A source of many cases that are four pictures in memory."""
+
+    def __init__(self, count: int, side: int, num_classes: int):
+        from knowsam.data.builtin import BuiltIn
+
+        self.count, self.num_classes = count, num_classes
+        made = BuiltIn(num_classes=num_classes, train=1, val=1, test=4, size=side)
+        self._pictures = [(made.image(case), made.mask(case)) for case in made.eval_ids("test")]
+
+    def eval_ids(self, split: str) -> list[str]:
+        return [f"{i:05d}" for i in range(self.count)]
+
+    def image(self, case_id: str) -> np.ndarray:
+        return self._pictures[int(case_id) % len(self._pictures)][0]
+
+    def mask(self, case_id: str) -> np.ndarray:
+        return self._pictures[int(case_id) % len(self._pictures)][1]
+
+    def spacing(self, case_id: str) -> None:
+        return None
+
+    def write(self, folder: Path) -> Path:
+        from PIL import Image
+
+        folder.mkdir()
+        for case in self.eval_ids("test"):
+            Image.fromarray(self.image(case)).save(folder / f"{case}.png")
+        return folder
+
+
+def _disc(side: int, num_classes: int) -> torch.Tensor:
+    """Logits (K, S, S) of class 1 in a disc, background around it."""
+    place = torch.arange(side) - side / 2
+    inside = (place[:, None] ** 2 + place**2 < (side / 4) ** 2).float()
+    logits = torch.zeros(num_classes, side, side)
+    logits[0], logits[1] = 8 * (1 - inside), 8 * inside
+    return logits
