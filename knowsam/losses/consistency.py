@@ -21,9 +21,12 @@ def consistency_loss(logits: Tensor, target_logits: Tensor) -> Tensor:
     log_probs = logits.float().log_softmax(1)
     # log(1 - p) of a class above 1/2 from the *other* classes' logits: 1 - p itself rounds to 0 where the student is
     # sure, and a clamp there would take away the gradient just where the target disagrees most. No pixel has two.
-    above = log_probs.detach() > -math.log(2)
-    others = log_probs.masked_fill(above, -torch.inf).logsumexp(1, keepdim=True)
-    log_complement = torch.where(above, others, torch.log1p(-log_probs.exp().masked_fill(above, 0.0)))
+    if logits.shape[1] == 2:
+        log_complement = log_probs.flip(1)
+    else:
+        above = log_probs.detach() > -math.log(2)
+        others = log_probs.masked_fill(above, -torch.inf).logsumexp(1, keepdim=True)
+        log_complement = torch.where(above, others, torch.log1p(-log_probs.exp().masked_fill(above, 0.0)))
     target = target_logits.detach().float().softmax(1)
     return -(target * log_probs + (1 - target) * log_complement).mean()
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knowsam.losses.entropy import entropy_map
+from knowsam.models.concatenation import concatenate
 
 
 def _branch(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
@@ -46,14 +47,15 @@ class FusionHead(nn.Module):
         """Two logits (B, K, S, S) -> fused logits (B, K, S, S)."""
         agreement = self.agreement_map(first, second)  # (B, K, S, S), no gradient
         certainty = torch.stack([self.certainty_map(first), self.certainty_map(second)], dim=1).to(first.dtype)
-        x = torch.cat(
-            [self.agreement(agreement), self.certainty(certainty), self.logits(torch.cat([first, second], 1))], dim=1
+        x = concatenate(
+            [self.agreement(agreement), self.certainty(certainty), self.logits(torch.cat([first, second], 1))]
         )
         return self.head(self.merge(x))  # (B, 64, S, S) -> (B, K, S, S)
 
     def agreement_map(self, first: Tensor, second: Tensor) -> Tensor:
         """1 where both argmaxes of two logits (B, K, S, S) say the same about class k, else 0: (B, K, S, S)."""
-        votes = [F.one_hot(x.argmax(1), self.num_classes).movedim(-1, 1) for x in (first, second)]
+        classes = torch.arange(self.num_classes, device=first.device).view(-1, 1, 1)  # (K, 1, 1)
+        votes = [x.argmax(1, keepdim=True) == classes for x in (first, second)]  # (B, K, S, S) each
         return (votes[0] == votes[1]).to(first.dtype)
 
     def certainty_map(self, logits: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """2-D U-Net student."""
 
-import torch
 from torch import Tensor, nn
+
+from knowsam.models.concatenation import concatenate
 
 
 class ConvBlock(nn.Sequential):
@@ -58,5 +59,5 @@ class UNet(nn.Module):
             skips.append(x)
         skips.pop()  # the bottom is x itself
         for up, block in zip(self.up, self.decoder, strict=True):
-            x = block(torch.cat([skips.pop(), up(x)], dim=1))
+            x = block(concatenate([skips.pop(), up(x)]))
         return self.head(x)
