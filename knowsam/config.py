@@ -62,6 +62,7 @@ class TrainConfig:
     compile: str = ""  # backend of torch.compile for the networks, such as inductor; empty: none
     accumulate: int = 1  # micro-batches per update
     clip_norm: float = 0.0  # largest gradient norm per optimizer; 0: no clipping
+    gradient_exchange: Literal["fp32", "bf16"] = "fp32"  # what gradients travel in between processes
     validate_every: int = 200  # steps
     validate_outputs: Literal["deployed", "all"] = "all"
     checkpoint_every: int = 200  # steps

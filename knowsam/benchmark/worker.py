@@ -158,8 +158,10 @@ class Stopwatch:
 
     def watch(self, module: Any, name: str) -> None:
         """Count the forward passes of ``module`` as span ``name``."""
-        module.register_forward_pre_hook(lambda *_: self.begin(name))
-        module.register_forward_hook(lambda *_: self.end(name))
+        from torch.compiler import disable  # a compiled part traces its hooks, too
+
+        module.register_forward_pre_hook(disable(lambda *_: self.begin(name)))
+        module.register_forward_hook(disable(lambda *_: self.end(name)))
 
 
 def _serve(subject: Subject, rank: int, port: int, connection: Connection | None) -> None:
@@ -219,6 +221,7 @@ def _train(subject: Subject, connection: Connection | None) -> None:
         "images": sum(streams.batch.values()) * place.world_size,
         "parameters": trained,
         "precision": config.train.precision,
+        "gradient_exchange": config.train.gradient_exchange,
         "threads": torch.get_num_threads(),
     }
     if connection is not None:
@@ -239,6 +242,7 @@ def _train(subject: Subject, connection: Connection | None) -> None:
             precision=config.train.precision,
             accumulate=config.train.accumulate,
             clip_norm=config.train.clip_norm,
+            gradient_exchange=config.train.gradient_exchange,
             validate_every=never,
             checkpoint_every=never,
             log_every=config.train.log_every,
@@ -312,7 +316,7 @@ class _Gated:
         while not self._left:
             self._mode, self._left = self._connection.recv()
             if self._mode == "facts":
-                self._connection.send(self._facts | _exchange())
+                self._connection.send(self._facts | _exchange(2 if self._facts["gradient_exchange"] == "bf16" else 4))
             elif self._mode == "memory":
                 self._connection.send(self._memory())
         if self._mode == "flops":
@@ -337,7 +341,7 @@ class _Gated:
         return answer
 
 
-def _exchange() -> dict[str, Any]:
+def _exchange(bytes_per_value: int) -> dict[str, Any]:
     """What DDP measured of itself, averages in seconds; nothing with one process."""
     import gc
 
@@ -348,7 +352,7 @@ def _exchange() -> dict[str, Any]:
             data = item._get_ddp_logging_data()
             names = ("forward_compute", "backward_compute", "backward_comm", "backward_compute_comm_overlap")
             found = {name: data.get(f"avg_{name}_time", 0) / 1e9 for name in names}
-            return {"exchange": {**found, "bytes": data.get("total_parameter_size_bytes", 0)}}
+            return {"exchange": {**found, "bytes": data["total_parameter_size_bytes"] // 4 * bytes_per_value}}
     return {}
 
 

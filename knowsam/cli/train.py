@@ -172,6 +172,7 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
             precision=config.train.precision,
             accumulate=config.train.accumulate,
             clip_norm=config.train.clip_norm,
+            gradient_exchange=config.train.gradient_exchange,
             validate_every=config.train.validate_every,
             checkpoint_every=config.train.checkpoint_every,
             log_every=config.train.log_every,

@@ -7,6 +7,7 @@ import subprocess
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -65,6 +66,12 @@ def save_checkpoint(path: str | os.PathLike, state: dict[str, Any], *, keep_prev
             _second_name(path, _previous(path))
 
     write_atomically(path, write, need=need, before_rename=keep)
+
+
+def forget_previous(path: str | os.PathLike) -> None:
+    """Delete what ``save_checkpoint`` kept beside ``path`` to fall back to: a complete run has no use for it."""
+    with suppress(OSError):
+        _previous(Path(path)).unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | os.PathLike, *, fall_back: bool = True) -> dict[str, Any]:

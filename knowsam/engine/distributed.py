@@ -57,6 +57,37 @@ def setup(device_choice: str = "auto", timeout: float = 600.0) -> Rank:
     return Rank(rank, world_size, local_rank, device)
 
 
+def replicate(method: nn.Module, rank: Rank, exchange: str = "fp32") -> nn.Module:
+    """What the loop calls in place of ``method``: DDP around it, which averages gradients; itself with one process.
+
+    DDP is around the whole method: calling a part of it past DDP's forward would let the replicas drift apart
+    unnoticed.
+
+    Args:
+        method: on ``rank.device``, the same weights on every rank.
+        rank: this process.
+        exchange: ``fp32``, or ``bf16`` for half the bytes: gradients are rounded to bfloat16 on their way and summed in
+            it; weights and optimizers stay in float32.
+    """
+    if rank.world_size == 1:
+        return method
+    # A view of the bucket as gradient saves a copy; it must be set up before the first backward.
+    ids = [rank.device.index] if rank.device.type == "cuda" else None
+    replica = nn.parallel.DistributedDataParallel(method, device_ids=ids, gradient_as_bucket_view=True)
+    if exchange == "bf16":
+        replica.register_comm_hook(None, _average_in_bf16)
+    return replica
+
+
+def _average_in_bf16(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """As torch's ``bf16_compress_hook``, which refuses gloo."""
+    gradients = bucket.buffer()
+    # Divided before the sum, as the sum of many ranks has the fewest bits to spare.
+    small = gradients.to(torch.bfloat16).div_(dist.get_world_size())
+    done = dist.all_reduce(small, async_op=True).get_future()
+    return done.then(lambda future: gradients.copy_(future.value()[0]))
+
+
 def teardown() -> None:
     """Leave the process group, if there is one."""
     if _joined():

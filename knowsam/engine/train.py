@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from knowsam.data.streams import RawBatch, TwoStreams, derive_seed
 from knowsam.engine import distributed
-from knowsam.engine.checkpoint import environment_fingerprint, save_checkpoint, save_snapshot
+from knowsam.engine.checkpoint import environment_fingerprint, forget_previous, save_checkpoint, save_snapshot
 from knowsam.engine.cost import Cost
 from knowsam.engine.distributed import Rank
 from knowsam.engine.evaluate import Evaluation
@@ -63,6 +63,7 @@ def train(
     precision: str = "fp32",
     accumulate: int = 1,
     clip_norm: float = 0.0,
+    gradient_exchange: str = "fp32",
     validate_every: int = 200,
     checkpoint_every: int = 200,
     log_every: int = 20,
@@ -91,6 +92,7 @@ def train(
         precision: ``fp32``, ``bf16`` or ``fp16`` autocast; losses are float32 in any case.
         accumulate: micro-batches per update.
         clip_norm: largest gradient norm per optimizer; 0 for no clipping.
+        gradient_exchange: ``fp32`` or ``bf16``, what gradients travel in between processes.
         validate_every, checkpoint_every, log_every: updates between each; all three also at the end.
         snapshot_every: updates between copies of the deployed networks that are kept; 0 keeps none.
         workers: loader processes; their number changes no result.
@@ -118,13 +120,7 @@ def train(
         scaler.load_state_dict(resume["scaler"])
         state = TrainState(resume["step"], dict(resume["best"]))
 
-    runner: nn.Module = method
-    if rank.world_size > 1:
-        # Around the whole method: calling a part of it past DDP's forward would let the replicas drift apart unnoticed.
-        # A view of the bucket as gradient saves a copy; it must be set up before the first backward.
-        ids = [rank.device.index] if rank.device.type == "cuda" else None
-        runner = nn.parallel.DistributedDataParallel(method, device_ids=ids, gradient_as_bucket_view=True)
-
+    runner = distributed.replicate(method, rank, gradient_exchange)
     environment = environment_fingerprint(rank.device)  # once: it asks git about the code that is running now
 
     def save() -> None:
@@ -142,6 +138,8 @@ def train(
             "world_size": rank.world_size,
         }
         save_checkpoint(run.last, contents)
+        if state.step == max_steps:
+            forget_previous(run.last)
 
     def run_validation() -> None:
         evaluation = validate()

@@ -97,6 +97,7 @@ def launched(lab, tmp_path_factory):
     steps = ("train.max_steps=4", "train.checkpoint_every=2", "train.validate_every=2")
     plans = {
         "knowsam": lab.words(top / "knowsam", *steps, "method.mix_start=0.25"),
+        "bf16": lab.words(top / "bf16", *steps, "method.mix_start=0.25", "train.gradient_exchange=bf16"),
         "skd": lab.words(top / "skd", *steps, "method.name=mean_teacher", "skd={weight: 1.0}", "train.accumulate=2"),
         "strange": lab.words(top / "strange", *steps),
         "no_data": lab.words(top / "no_data", "data.source.train=1"),
@@ -110,7 +111,7 @@ def launched(lab, tmp_path_factory):
     return top, ranks, done
 
 
-@pytest.mark.parametrize("name", ["knowsam", "skd"])
+@pytest.mark.parametrize("name", ["knowsam", "bf16", "skd"])
 def test_replicas_end_equal(lab, launched, name):
     top, ranks, done = launched
     for record in ranks:
@@ -120,6 +121,17 @@ def test_replicas_end_equal(lab, launched, name):
     assert [r["step"] for r in lab.metrics(top / name) if r["kind"] == "train"] == [1, 2, 3, 4]
     assert done.stdout.count(f"finished {top / name} at step 4") == 1
     assert "unused" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_gradients_exchanged_in_bf16_are_rounded_ones(lab, launched):
+    top, _, _ = launched
+    exact, rounded = (
+        {r["step"]: r for r in lab.metrics(top / name) if r["kind"] == "train"} for name in ("knowsam", "bf16")
+    )
+    assert exact[1]["loss"] == rounded[1]["loss"]
+    assert exact[1]["grad_norm_subnets"] != rounded[1]["grad_norm_subnets"]
+    assert exact[1]["grad_norm_subnets"] == pytest.approx(rounded[1]["grad_norm_subnets"], rel=1e-2)
+    assert exact[4]["loss"] == pytest.approx(rounded[4]["loss"], rel=0.05)
 
 
 def test_what_rank_zero_finds_is_told_once_and_nobody_waits(launched):

@@ -245,6 +245,14 @@ def test_strangers_files_are_not_touched(lab, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_complete_run_keeps_one_full_state(lab, tmp_path):
+    run, words = tmp_path / "run", [*METHODS["mean_teacher"], "train.checkpoint_every=1", "train.max_steps=3"]
+    assert lab.train(run, *words, "--stop-at", "2") == 0
+    assert {path.name for path in run.glob("last*.pt")} == {"last.pt", "last.prev.pt"}
+    assert lab.train(run, *words) == 0
+    assert {path.name for path in run.glob("last*.pt")} == {"last.pt"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["bit", "truncated"])
 def test_a_damaged_checkpoint_falls_back(lab, straight, tmp_path, capsys, damage):
