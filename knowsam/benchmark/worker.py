@@ -208,7 +208,7 @@ def _train(subject: Subject, connection: Connection | None) -> None:
         method = build.build_method(config).method.to(place.device)
         if (guide := getattr(method, "sam_guide", None)) is not None:  # an EMA teacher is frozen, too, but moves
             store_frozen(guide, autocast_dtype(config.train.precision))
-        compile_parts(method.compilable(), config.train.compile)
+        compile_parts(method.compilable(), config.train.compile, place.device.type)
         optimizers = build.build_optimizers(config, method)
     for owner in (method, getattr(method, "sam_guide", None)):
         for attribute, part in PARTS.items():

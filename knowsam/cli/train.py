@@ -128,7 +128,7 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
         method = built.method.to(rank.device)
         if (guide := getattr(method, "sam_guide", None)) is not None:  # an EMA teacher is frozen, too, but moves
             store_frozen(guide, autocast_dtype(config.train.precision))
-        compile_parts(method.compilable(), config.train.compile)
+        compile_parts(method.compilable(), config.train.compile, rank.device.type)
         optimizers = build.build_optimizers(config, method)
         augmenter = build.build_augmenter(config)
         with Counter("decoding images") as progress:

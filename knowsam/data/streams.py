@@ -1,6 +1,7 @@
 """The labelled and the unlabelled stream: which images batch t holds, as a pure function of (seed, rank, t)."""
 
 import hashlib
+import os
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -107,15 +108,18 @@ class TwoStreams(Dataset):
         )
 
     def loader(self, start: int, stop: int, *, workers: int = 0, pin_memory: bool = False) -> DataLoader:
-        """Batches ``start`` .. ``stop - 1`` in order. Workers hold no random state, so their number changes nothing."""
+        """Batches ``start`` .. ``stop - 1`` in order. Workers hold no random state, so their number changes nothing.
+
+        One loader lasts for a whole run, so its workers do, too. There are never more of them than cores.
+        """
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return DataLoader(
             self,
             batch_size=None,
             sampler=range(start, stop),
-            num_workers=workers,
+            num_workers=min(workers, cores),
             pin_memory=pin_memory,
             # Its own generator: otherwise each new iterator draws from the global one and shifts dropout.
             generator=torch.Generator().manual_seed(0),
             multiprocessing_context="forkserver" if workers else None,
-            persistent_workers=False,
         )

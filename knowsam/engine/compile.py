@@ -4,8 +4,11 @@ from torch import nn
 
 from knowsam.errors import ConfigError
 
+OPTIONS = {("inductor", "cpu"): {"cpp.simdlen": 256}}
+"""Inductor of torch 2.13 makes NaN when it transposes 32 x 32 tiles of bfloat16, as it does in SAM, with AVX-512."""
 
-def compile_parts(parts: list[nn.Module], backend: str) -> None:
+
+def compile_parts(parts: list[nn.Module], backend: str, device: str) -> None:
     """Compile the forward pass of each part, in place: names of parameters, and so checkpoints, stay as they are.
 
     The first steps take longer, by minutes with ``inductor`` on a CPU.
@@ -13,6 +16,7 @@ def compile_parts(parts: list[nn.Module], backend: str) -> None:
     Args:
         parts: of ``SSLMethod.compilable``.
         backend: of ``torch.compile``, such as ``inductor``; empty for none.
+        device: type of the device that they run on.
     Raises:
         ConfigError: torch has no such backend here.
     """
@@ -24,4 +28,4 @@ def compile_parts(parts: list[nn.Module], backend: str) -> None:
     if backend not in known:
         raise ConfigError(f"train.compile is {backend!r}; this torch has {', '.join(known)}")
     for part in parts:
-        part.compile(backend=backend)
+        part.compile(backend=backend, options=OPTIONS.get((backend, device)))
