@@ -142,7 +142,7 @@ def environment_fingerprint(device: torch.device | None = None) -> dict[str, str
         device: the device in use; the current CUDA device, else the CPU, if None.
     """
     cuda = torch.cuda.is_available() and (device is None or device.type == "cuda")
-    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=all")
     return {
         "knowsam": str(knowsam.__version__),
         "python": platform.python_version(),
@@ -155,7 +155,7 @@ def environment_fingerprint(device: torch.device | None = None) -> dict[str, str
         "threads": str(torch.get_num_threads()),
         "world_size": str(distributed.world_size()),
         "git_commit": (commit or "").strip(),
-        "git_dirty": "" if changed is None else ("yes" if changed.strip() else "no"),
+        "git_dirty": "" if changed is None else ("yes" if _changes_code(changed) else "no"),
     }
 
 
@@ -167,6 +167,11 @@ def environment_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[
         for name in names
         if old.get(name, "") != new.get(name, "")
     ]
+
+
+def _changes_code(status: str) -> bool:
+    """Whether ``git status --porcelain`` names more than new files that are no Python: a user's lists and settings."""
+    return any(not line.startswith("??") or line.endswith((".py", '.py"')) for line in status.splitlines())
 
 
 def git_diff() -> str:

@@ -37,7 +37,10 @@ from PIL import Image
 
 {open}
 side = about["image_size"]
-picture = Image.open(sys.argv[1]).convert("RGB")
+picture = Image.open(sys.argv[1])
+if picture.mode[0] in "IF":
+    sys.exit("more than 8 bits a pixel: bring the values to 0..255 as the training did")
+picture = picture.convert("RGB")
 small = picture.resize((side, side), Image.Resampling.BILINEAR)
 image = np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / 255  # (3, side, side) in 0..1
 {run}  # (K, side, side)

@@ -249,6 +249,20 @@ def test_environment_is_plain_text_and_compared():
     assert environment_changes({**now, "threads": "64"}, now) == [f"threads: 64 -> {now['threads']}"]
 
 
+@pytest.mark.parametrize(
+    ("status", "dirty"),
+    [
+        ("", "no"),
+        ("?? experiments/mine.yaml\n?? data_splits/mine/train.txt\n", "no"),  # settings and lists are kept with the run
+        ("?? knowsam/methods/mine.py\n", "yes"),
+        (" M experiments/quickstart.yaml\n", "yes"),
+    ],
+)
+def test_new_lists_and_settings_do_not_change_the_code(monkeypatch, status, dirty):
+    monkeypatch.setattr(checkpoint, "_git", lambda word, *words: status if word == "status" else "a" * 40)
+    assert environment_fingerprint()["git_dirty"] == dirty
+
+
 def test_fingerprint_without_git(monkeypatch):
     def absent(*_, **__):
         raise FileNotFoundError("git")

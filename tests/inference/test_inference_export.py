@@ -153,6 +153,12 @@ def test_the_example_runs_without_knowsam(exported, file_format, tmp_path):
     assert (np.asarray(Image.open(tmp_path / "p_mask.png")) == wanted.numpy()).mean() > 0.999  # ties
     if file_format == "onnx":
         assert np.asarray(Image.open(tmp_path / "large_mask.png")).shape == (128, 192)
+        # which Pillow would silently cut off at 255
+        Image.fromarray(picture[..., 0].astype(np.uint16) * 16).save(tmp_path / "deep.png")
+        words[-2:] = [tmp_path / "deep.png", tmp_path / "deep_mask.png"]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 1 and done.stderr.startswith("more than 8 bits")
+        assert not (tmp_path / "deep_mask.png").exists()
     assert len(script.read_text().splitlines()) < 30
 
 
