@@ -78,7 +78,10 @@ def signature(target: str) -> dict[str, Parameter]:
 
 def _source(module: str) -> Path:
     if module.partition(".")[0] == "knowsam":  # found without running the packages' __init__, which import torch
-        return Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        if not path.is_file():
+            raise LookupError(f"there is no module {module!r}")
+        return path
     try:
         spec = importlib.util.find_spec(module)
     except ImportError as error:

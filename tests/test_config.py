@@ -466,12 +466,35 @@ class MyMethod(SSLMethod):
 """
 
 
+MY_SAM = """
+import torch
+from torch import nn
+
+
+class Fixed(nn.Module):
+    dense = False
+
+    def __init__(self, num_classes: int, *, tokens: int = 1):
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(num_classes, tokens, 256))
+
+    def forward(self, embedding):
+        return self.tokens.expand(len(embedding), -1, -1, -1), None
+
+
+def lowrank(encoder, mask_decoder, *, rank: int = 2):
+    for block in encoder.blocks:
+        block.attn.attach("qkv", nn.Linear(encoder.width, 3 * encoder.width, bias=False))
+"""
+
+
 @pytest.fixture
 def my_lab(tmp_path, monkeypatch):
     folder = tmp_path / "my_lab"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
     (folder / "code.py").write_text(MY_METHOD)
+    (folder / "parts.py").write_text(MY_SAM)
     monkeypatch.syspath_prepend(str(tmp_path))
     components.signature.cache_clear()
     yield "my_lab.code:MyMethod"
@@ -515,6 +538,25 @@ def test_a_method_from_outside_is_checked_against_its_signature(write, my_lab):
     assert "method.mode: must be str, got 3" in message
 
 
+def test_parts_of_sam_from_outside(write, my_lab):
+    from knowsam import build
+
+    text = """
+        sam:
+          variant: tiny
+          train: tuned
+          prompt: {name: 'my_lab.parts:Fixed', tokens: 3}
+          tuning: {name: 'my_lab.parts:lowrank', rank: 1}
+        data: {image_size: 64}
+    """
+    guide = build.build_method(load_config(write(text))).method.sam_guide
+    trained = [name for name, parameter in guide.named_parameters() if parameter.requires_grad]
+    assert guide.prompt_generator.tokens.shape == (2, 3, 256)
+    assert len(trained) == 1 + len(guide.image_encoder.blocks)
+    assert "has no parameter 'ranks'; did you mean 'rank'?" in problems(write(text.replace("rank:", "ranks:")))
+    assert "there is no module 'my_lab.part'" in problems(write(text.replace("my_lab.parts:l", "my_lab.part:l")))
+
+
 def test_a_value_that_the_constructor_refuses_names_the_block(write, my_lab):
     from knowsam import build
 
@@ -537,7 +579,7 @@ def test_a_value_that_the_constructor_refuses_names_the_block(write, my_lab):
         ("sys:path", "method.name"),
         ("__main__:X", "method.name"),
         ("torch._C:X", "method.name"),
-        ("knowsam.methods.nothing:X", "method.name"),
+        ("knowsam.methods.nothing:X", "there is no module 'knowsam.methods.nothing'"),
         ("knowsam/methods", "there is no method"),
     ],
 )

@@ -52,7 +52,10 @@ ALLOWED = {
         ("components", "config", "data", "engine", "errors", "methods", "models", "compat", "pretrained"),
         ("torch", "numpy"),
     ),
-    "benchmark": (("build", "config", "data", "engine", "errors", "methods", "models"), ("torch", "numpy")),
+    "benchmark": (
+        ("build", "config", "data", "engine", "errors", "inference", "methods", "models"),
+        ("torch", "numpy", "PIL"),
+    ),
     "cli": (
         (
             "benchmark",

@@ -6,6 +6,7 @@ Another encoder, tuning, prompt generator or decoder is one file and one line in
 
 import difflib
 import inspect
+import pkgutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -138,8 +139,11 @@ def _lookup(what: str, table: Mapping[str, Any], name: Any) -> Any:
 
 
 def _call(what: str, table: Mapping[str, Callable], name: Any, *args: Any, **options: Any) -> Any:
-    """table[name](*args, **options), with a readable refusal of options that it does not have."""
-    function = _lookup(what, table, name)
+    """table[name](*args, **options), with a readable refusal of options that it does not have.
+
+    A name ``module:function`` is taken from outside the package.
+    """
+    function = pkgutil.resolve_name(name) if ":" in str(name) else _lookup(what, table, name)
     parameters = list(inspect.signature(function).parameters)[len(args) :]
     for option in options:
         if option not in parameters:
