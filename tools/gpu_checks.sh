@@ -7,7 +7,7 @@ out=${1:-runs/gpu_checks}
 mkdir -p "$out"
 python -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())' || exit 1
 python -m pytest -q -m gpu 2>&1 | tee "$out/tests.log"
-python tools/benchmark.py step parts data inference --device cuda --json "$out/benchmark.json" \
+python tools/benchmark.py step parts data inference prediction --device cuda --json "$out/benchmark.json" \
     --compare train.precision=fp32 --compare train.precision=bf16 \
     --set data.labelled_batch=12 --set data.unlabelled_batch=12 2>&1 | tee "$out/benchmark.log"
 experiments=(experiments/quickstart.yaml)

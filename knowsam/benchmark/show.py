@@ -122,7 +122,8 @@ def processes(found: Sequence[Mapping[str, Any]]) -> str:
         exchange = entry["facts"].get("exchange", {})
         rows.append(
             [
-                f"{entry['subject'].processes} x {entry['facts']['threads']} threads",
+                f"{entry['subject'].processes} x {entry['facts']['threads']} threads"
+                + (f", {entry['facts']['gradient_exchange']} exchange" if exchange else ""),
                 f"{median(entry['seconds']):.2f} ±{100 * entry['spread']:.0f} %",
                 f"{entry['images_per_second']:.2f}",
                 *(

@@ -116,8 +116,10 @@ def run(args: argparse.Namespace) -> int:
         results["startup"] = suites.startup(repeats=args.repeats)
         say(show.startup(results["startup"]))
     if "processes" in wanted:
+        bf16 = "train.precision=bf16"
         results["processes"] = suites.steps(
-            [subject("train.precision=bf16"), subject("train.precision=bf16", processes=2)],  # the same cores shared
+            # the same cores, shared by two
+            [subject(bf16), subject(bf16, 2), subject(f"{bf16} train.gradient_exchange=bf16", 2)],
             repeats=args.repeats,
             flops=False,
             progress=say,

@@ -459,6 +459,7 @@ def test_every_other_setting_changes_the_key(write):
         "train.max_steps": "999",
         "train.seed": "1",
         "train.precision": "bf16",
+        "train.gradient_exchange": "bf16",
         "train.compile": "eager",
         "train.accumulate": "2",
         "train.clip_norm": "1",
