@@ -11,7 +11,6 @@ import torch._dynamo
 from torch import nn
 
 from knowsam.engine.guard import StepGuard
-from knowsam.engine.memory import forget_peak, keep_freed_memory, peak_host_memory
 from knowsam.engine.precision import store_frozen
 from knowsam.engine.runfolder import RunFolder
 from knowsam.engine.spans import collect, span
@@ -147,12 +146,20 @@ def test_without_autocast_nothing_is_stored_anew():
 
 
 def test_peak_memory_sees_what_was_taken():
-    before = peak_host_memory()
-    taken = torch.ones(before // 4 + (64 << 18))  # more than there ever was, by 64 MiB
-    assert peak_host_memory() >= taken.nbytes
-    peak = peak_host_memory()
-    del taken
-    assert peak_host_memory() == peak if not forget_peak() else peak_host_memory() <= peak
+    # In a process of its own: in this one the allocator may keep what is freed, and threads take memory meanwhile.
+    code = """
+from knowsam.engine.memory import forget_peak, peak_host_memory
+before = peak_host_memory()
+taken = bytearray(b"x") * (256 << 20)
+high = peak_host_memory()
+del taken
+print(before, high, int(forget_peak()), peak_host_memory())
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, high, forgot, after = map(int, said.stdout.split())
+    mebibyte = 1 << 20  # the kernel counts pages a few at a time
+    assert 255 * mebibyte <= high - before <= 300 * mebibyte
+    assert high - after >= 250 * mebibyte if forgot else after >= high - mebibyte
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
@@ -164,7 +171,6 @@ def test_the_allocator_is_left_alone_where_somebody_has_set_it(set_to, kept):
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path), **set_to}
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert said.stdout.strip() == str(kept)
-    assert callable(keep_freed_memory)
 
 
 @pytest.mark.slow
