@@ -17,8 +17,19 @@ exit codes: 0 done, 2 no such shell.
 
 YAML, FOLDER, FILE, ANY = "yaml", "folder", "file", "any"
 
+# What the help calls a value -> what may stand there; anything else is not completed.
+KINDS = (
+    dict.fromkeys(("YAML", "EXPERIMENT", "EXPERIMENT.yaml", "SWEEP.yaml"), YAML)
+    | dict.fromkeys(("DIR", "FOLDER", "RUN", "RUNS", "PATH"), FOLDER)
+    | dict.fromkeys(("FILE", "CSV", "INPUT", "OUT", "NAME|FILE", "PAGE.html"), FILE)
+    | dict.fromkeys(("SGDL_best_model.pth", "sam_best_model.pth"), FILE)
+)
+
 # Words that a command takes in the place of a file and that its parser does not list.
-WORDS = {"sweep": ("work", "status")}
+WORDS = {
+    "sweep": ("work", "status"),
+    "benchmark": ("step", "parts", "data", "inference", "prediction", "startup", "processes"),
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ def _argument(command: str, action: argparse.Action) -> Argument:
     flags = tuple(action.option_strings)
     value = action.nargs != 0
     about = (action.help or "").replace("%%", "%")
-    if action.metavar == "key=value":
+    if str(action.metavar).lower() == "key=value":
         return Argument(flags, ANY, tuple(override_keys()), about, many=True)
     choices = tuple(str(choice) for choice in action.choices or ())
     choices += () if flags else WORDS.get(command, ())
@@ -88,11 +99,8 @@ def _argument(command: str, action: argparse.Action) -> Argument:
 
 def _kind(action: argparse.Action) -> str:
     """What a value is, from the name that the help gives it; a word without one goes by its own name."""
-    name = str(action.metavar or ("" if action.option_strings else action.dest)).lower()
-    for kind, words in ((YAML, ("yaml", "experiment")), (FOLDER, ("run", "folder", "path")), (FILE, ("file", ".pt"))):
-        if any(word in name for word in words):
-            return kind
-    return FILE if name == "name" and not action.option_strings else ANY
+    name = action.metavar or ("" if action.option_strings else action.dest.upper())
+    return KINDS.get(str(name), ANY)
 
 
 def override_keys() -> list[str]:

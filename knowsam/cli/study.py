@@ -23,7 +23,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--image-suffix", metavar="TEXT", help="what image names have after the case, such as _0000")
     data.add_argument("--mask-suffix", metavar="TEXT", help="what mask names have after the case, such as _mask")
     data.add_argument("--classes", metavar="A,B", help="names of the classes, background first: background,lesion")
-    data.add_argument("--labels", metavar="YAML", help="mask values of each class, such as '{0: 0, 1: [128, 255]}'")
+    data.add_argument("--labels", metavar="MAP", help="mask values of each class, such as '{0: 0, 1: [128, 255]}'")
     data.add_argument("--intensity", choices=("dtype", "minmax", "percentile"), help="how values become 0..255")
     parts = parser.add_argument_group("division")
     parts.add_argument("--val", type=float, default=10.0, metavar="PERCENT", help="of the cases with a mask; 10")

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("action", choices=("list", "fetch", "verify"), help="what to do")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="such as vit_b; with verify also files")
+    parser.add_argument("names", nargs="*", metavar="NAME|FILE", help="such as vit_b; with verify also files")
     parser.add_argument("--to", metavar="FOLDER", help="with fetch: where to put it")
     parser.add_argument("--url", help="with fetch: another address of the same file, such as a mirror")
     parser.add_argument("--json", action="store_true", help="with list: as JSON")

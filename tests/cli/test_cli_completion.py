@@ -78,6 +78,13 @@ FILES = {"one.yaml", "two words.yml", "runs"}
         (("convert", "published", "--subnets", "w"), {"weights.pth"}),
         (("completion", "z"), {"zsh"}),
         (("doctor", "--j"), {"--json"}),
+        (("init", "study", "--images", ""), {"runs"}),
+        (("init", "study", "--labels", ""), set()),
+        (("init", "study", "--groups", "p"), {"picture.png"}),
+        (("predict", "runs/a", "p"), {"picture.png"}),
+        (("report", "runs/a", "-o", "t"), {"two words.yml"}),
+        (("benchmark", "pr"), {"prediction", "processes"}),
+        (("benchmark", "--set", "train.se"), {"train.seed="}),
     ],
     ids=lambda words: " ".join(sorted(words) if isinstance(words, set) else words),
 )
@@ -92,6 +99,45 @@ def test_every_option_of_every_command_is_offered(complete, name):
     parser = argparse.ArgumentParser()
     importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
     assert complete(name, "-") == set(parser._option_string_actions)
+
+
+@every_command
+def test_what_a_value_is_called_tells_what_is_offered_for_it(name):
+    # A value with a new name is a file, a folder, or stands here.
+    no_path = {"A,B", "LIST", "MAP", "N", "NAME", "PERCENT", "REGEX", "STEP", "STEPS", "SUITE", "TEXT"}
+    no_path |= {"key=value", "KEY=VALUE", "'KEY=VALUE ...'", "splits|rules|budget|checkpoint"}
+    parser = argparse.ArgumentParser()
+    importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
+    assert {str(action.metavar) for action in parser._actions if action.metavar} <= no_path | set(completion.KINDS)
+
+
+def test_offered_suites_are_suites():
+    from knowsam.cli.benchmark import SUITES
+
+    assert completion.WORDS["benchmark"] == tuple(SUITES)
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="no fish")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("tr", {"train"}),
+        ("train --stop", {"--stop-at"}),
+        ("train one.yaml train.se", {"train.seed="}),
+        ("export runs/a --format ", {"onnx", "pt2", "torchscript"}),
+        ("init study --images ", {"runs/"}),
+        ("benchmark --set train.se", {"train.seed="}),
+    ],
+)
+def test_what_fish_offers(tmp_path, line, offered):
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "one.yaml").write_text("")
+    (tmp_path / "script.fish").write_text(completion.fish(list(completion.commands())))
+    code = f"source script.fish; complete -C 'knowsam {line}'"
+    said = subprocess.run(
+        ["fish", "--no-config", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert {one.split("\t")[0] for one in said.splitlines()} == offered
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)
