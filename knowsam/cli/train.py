@@ -211,7 +211,7 @@ def _prepare(run: "RunFolder", config: Config, rank: "Rank") -> dict[str, Any] |
     from knowsam.engine.log import say, warn
     from knowsam.errors import ConfigError, RunFolderError
 
-    state = load_checkpoint(run.last) if run.resumable else None
+    state = load_checkpoint(run.last) if run.resumable else _end_without_last(run)
     step = state["step"] if state is not None else None
     if step != broadcast_object(step):
         raise RunFolderError(
@@ -226,6 +226,8 @@ def _prepare(run: "RunFolder", config: Config, rank: "Rank") -> dict[str, Any] |
             f"{run} holds a run with other settings:\n" + "\n".join(f"  {line}" for line in changed),
             hint="Choose another folder with run=..., or give the old settings to go on with it.",
         )
+    if "world_size" not in state:
+        return state
     if state["world_size"] != rank.world_size:
         raise ConfigError(
             f"{run} was trained by {state['world_size']} process(es), this is {rank.world_size}: the batches differ",
@@ -236,6 +238,16 @@ def _prepare(run: "RunFolder", config: Config, rank: "Rank") -> dict[str, Any] |
     if 0 < state["step"] < config.train.max_steps:
         say(f"resuming {run} after step {state['step']}")
     return state
+
+
+def _end_without_last(run: "RunFolder") -> dict[str, Any] | None:
+    """Step and config of a complete run that kept its best.pt alone, which must not be trained anew over it."""
+    from knowsam.engine.checkpoint import load_checkpoint
+
+    status = run.read_status()
+    if status.get("state") != "complete" or not run.best.exists():
+        return None
+    return {"step": int(status["step"]), "config": load_checkpoint(run.best)["config"]}
 
 
 def _describe(run: "RunFolder", config: Config, overrides: list[str], rank: "Rank", source: Any) -> None:

@@ -92,6 +92,7 @@ class SweepFile:
         launcher: ``{name: local | slurm | ray, workers, threads, gpus_per_trial, ...}``.
         time_limit: seconds after which a trial is ended and recorded as failed; 0 for none.
         retries: how often a trial whose process was killed is taken up again, from its checkpoint, by one worker.
+        keep: ``all``, or ``best``: a complete trial's ``last.pt`` (weights and optimizers) goes, its ``best.pt`` stays.
         command: words that run one trial; ``{config}`` and ``{run}`` stand for its files. knowsam's own if not given.
     """
 
@@ -110,6 +111,7 @@ class SweepFile:
     launcher: dict[str, Any] = field(default_factory=dict)
     time_limit: float = 0.0
     retries: int = 2
+    keep: str = "all"
     command: Sequence[str] | None = None
 
 
@@ -118,7 +120,8 @@ class Sweep:
     """A checked sweep.
 
     Attributes:
-        name, folder, storage, baseline, launcher, time_limit, retries, command: as in ``SweepFile``, with defaults.
+        name, folder, storage, baseline, launcher, time_limit, retries, keep, command: as in ``SweepFile``, with
+            defaults.
         trials: in the order of the file; empty for a search.
         search: None for a list of trials.
         base: experiment file of a search.
@@ -135,6 +138,7 @@ class Sweep:
     launcher: dict[str, Any] = field(default_factory=dict)
     time_limit: float = 0.0
     retries: int = 2
+    keep: str = "all"
     command: list[str] | None = None
     search: Search | None = None
     base: str = ""
@@ -175,6 +179,8 @@ def load_sweep(path: str | Path) -> Sweep:
         complain("train.seed", "belongs into seeds")
     if file.time_limit < 0 or file.retries < 0:
         complain("time_limit", f"and retries must be at least 0, got {file.time_limit} and {file.retries}")
+    if file.keep not in ("all", "best"):
+        complain("keep", f"must be all or best, got {file.keep!r}")
     _raise(problems, path)
 
     name = file.name or path.stem
@@ -185,6 +191,7 @@ def load_sweep(path: str | Path) -> Sweep:
         "launcher": launcher,
         "time_limit": file.time_limit,
         "retries": file.retries,
+        "keep": file.keep,
         "command": list(file.command) if file.command else None,
     }
     if search is not None:
@@ -254,6 +261,7 @@ _KINDS = {
     "launcher": "dict",
     "time_limit": "float",
     "retries": "int",
+    "keep": "str",
     "command": "list[str] | None",
 }
 

@@ -95,6 +95,7 @@ class Store:
                 "launcher": sweep.launcher,
                 "time_limit": sweep.time_limit,
                 "retries": sweep.retries,
+                "keep": sweep.keep,
                 "command": sweep.command,
                 "search": asdict(sweep.search) if sweep.search else None,
                 "seed": sweep.seed,

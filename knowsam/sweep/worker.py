@@ -56,7 +56,9 @@ def work(
             state = run_trial(claim, stop)
             if state == "interrupted":
                 skip.add(claim.item["key"])  # by somebody who may do it again: left to another worker or a later start
-            ended += state in ("complete", "failed", "pruned")
+            if state in ("complete", "failed", "pruned"):
+                ended += 1
+                store.export()
             say(trial_line(store, claim.item["folder"], state))
     return ended
 
@@ -87,6 +89,9 @@ def run_trial(claim: Claim, stop: StopSignal) -> str:
             return "pruned"
         if code == 0:  # also when it ended just as its time was over
             claim.finish("complete", exit_code=0, message=None, dice=dice)
+            # After the end is on record: who dies in between leaves a file too many, not a trial to train again.
+            if plan.get("keep") == "best" and (run / "best.pt").exists():
+                (run / "last.pt").unlink(missing_ok=True)
             return "complete"
         if ended == "time_limit":
             message = f"exceeded time_limit ({limit:g} s)"

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from knowsam.cli.main import run_command
 from knowsam.engine import checkpoint
 from knowsam.engine import train as loop
 from knowsam.errors import StorageError
@@ -201,6 +202,22 @@ def test_a_finished_run_is_left_alone(lab, tmp_path, capsys):
     assert lab.train(run, *words) == 0
     assert f"{run} is already complete at step 2" in capsys.readouterr().out
     assert contents(run) == before
+
+
+def test_a_finished_run_without_its_last_state_is_left_alone(lab, tmp_path, capsys):
+    # As a sweep with `keep: best` leaves it, or a user who is short of disk.
+    run = tmp_path / "run"
+    words = ("method.name=mean_teacher", "train.max_steps=2")
+    assert lab.train(run, *words) == 0
+    (run / "last.pt").unlink()
+    before = contents(run)
+    capsys.readouterr()
+    assert lab.train(run, *words) == 0
+    assert f"{run} is already complete at step 2" in capsys.readouterr().out
+    assert lab.train(run, *words, "train.max_steps=5") == 73
+    assert "train.max_steps: 2 -> 5" in capsys.readouterr().err
+    assert contents(run) == before
+    assert run_command("evaluate", [str(run)]) == 0
 
 
 def test_other_settings_are_refused_or_accepted(lab, tmp_path, capsys):

@@ -246,6 +246,7 @@ def test_infinity_is_refused_by_name(refused):
         ({"time_limit": -1}, "s.yaml:2 time_limit: and retries must be at least 0, got -1 and 2"),
         ({"retries": -2}, "time_limit: and retries must be at least 0, got 0.0 and -2"),
         ({"retries": 1.5}, "s.yaml:2 retries: must be int, got 1.5"),
+        ({"keep": "last"}, "s.yaml:2 keep: must be all or best, got 'last'"),
         ({"command": "echo hi"}, "s.yaml:2 command: must be list[str] | None, got 'echo hi'"),
         ({"command": ["echo", 1]}, "s.yaml:2 command: must be list[str] | None, got ['echo', 1]"),
         ({"launcher": {"name": "pbs"}}, "s.yaml:3 launcher.name: there is no launcher 'pbs'; known: local, slurm, ray"),

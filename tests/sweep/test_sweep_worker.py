@@ -76,6 +76,39 @@ def test_no_more_trials_than_asked_for(bench):
     assert bench.states() == dict.fromkeys(("max_steps=1", "max_steps=2", "max_steps=3"), "complete")
 
 
+def test_trials_json_is_as_of_the_last_trial_that_ended(bench):
+    Store.enrol(bench.load(grid=RATES))
+    seen = []
+
+    def look(_):
+        states = [trial["state"] for trial in json.loads((bench.folder / "trials.json").read_text())["trials"]]
+        seen.append(states.count("complete"))
+
+    assert work(bench.folder, say=look) == 3
+    assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize("keep", ["all", "best"])
+def test_what_a_trial_keeps(bench, keep):
+    # The first one validated, the second never did, the third failed.
+    bench.program(
+        "files = ['last.pt'] + (['best.pt'] if 'max_steps: 2' not in open(config).read() else [])\n"
+        "for name in files: open(os.path.join(run, name), 'w').close()\n"
+        "sys.exit('max_steps: 3' in open(config).read())"
+    )
+    Store.enrol(bench.load(grid=RATES, keep=keep))
+    assert work(bench.folder) == 3
+    kept = {
+        it["setting"]: sorted(file.name for file in (bench.folder / it["folder"]).glob("*.pt"))
+        for it in Store(bench.folder).trials()
+    }
+    assert kept == {
+        "max_steps=1": ["best.pt"] if keep == "best" else ["best.pt", "last.pt"],
+        "max_steps=2": ["last.pt"],
+        "max_steps=3": ["best.pt", "last.pt"],
+    }
+
+
 def test_a_trial_gets_its_files_and_no_terminal(bench):
     bench.program(
         "text = open(config).read()\n"
