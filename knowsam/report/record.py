@@ -15,8 +15,11 @@ from knowsam.errors import ConfigError, DataError
 from knowsam.report.collect import expand
 from knowsam.report.runs import Reader, Run, how_to_score, read_run
 
-RATE, NORM, SPEED = "lr_", "grad_norm_", "images_per_second"
+RATE, NORM, WEIGHTS, SPEED = "lr_", "grad_norm_", "param_norm_", "images_per_second"
 """What the loop itself records beside the losses; see ``engine.train``."""
+
+TOP, ERROR = "top_class_", "error_"
+"""What it records of the answers; see ``engine.watch.label_statistics``."""
 
 # What methods log and do not minimise; a name that this does not know is taken for a loss term and shown with them.
 _MONITOR = re.compile(r"_(weight|rampup|confidence|agreement)$")
@@ -250,7 +253,7 @@ def _text(path: Path) -> str:
 
 
 def _is_monitor(name: str) -> bool:
-    return bool(_MONITOR.search(name)) or name.startswith((RATE, NORM)) or name == SPEED
+    return bool(_MONITOR.search(name)) or name.startswith((RATE, NORM, WEIGHTS, TOP, ERROR)) or name == SPEED
 
 
 def _is_number(value: Any) -> bool:

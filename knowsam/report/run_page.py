@@ -1,6 +1,5 @@
 """A page about one run or several beside each other, and its tables as files. Equal runs give equal bytes."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,25 +15,13 @@ from knowsam.report.markup import markdown_text, to_csv, to_latex, to_markdown
 from knowsam.report.notes import rule
 from knowsam.report.overlays import CLASS_COLOURS, Overlay, choose_cases, to_svg
 from knowsam.report.page import Figure, figure, render
-from knowsam.report.record import NORM, RATE, SPEED, History, Record, Series
-from knowsam.report.run_plots import POINTS, Line, curves, distributions
+from knowsam.report.record import Record
+from knowsam.report.run_curves import curve_notes, curves, teaching
+from knowsam.report.run_plots import distributions
 from knowsam.report.tables import Table, metric_name, number
 
 SHOWN_FIRST = ("dice", "hd95")
 """Metrics whose distributions need no unfolding."""
-
-TEACHING = ("sam_confidence", "sam_agreement")
-"""What KnowSAM logs of SAM's answers on unlabelled images, without any mask."""
-
-_KINDS = {
-    "loss": "the sum that is minimised",
-    "seg": "supervised, on labelled images",
-    "sam": "SAM's own, supervised",
-    "skd": "distillation from SAM",
-    "entropy": "uncertainty of predictions",
-    "consistency": "agreement of predictions",
-    "mix": "on mixed images",
-}
 
 
 @dataclass(frozen=True)
@@ -195,9 +182,9 @@ def page(records: Sequence[Record], outputs: Mapping[str, str], extras: Extras) 
         by_class=_class_chips(scored),
         class_colours=CLASS_COLOURS,
         without=[f"{name}: {reason}" if several else reason for name, reason in extras.without.items()],
-        curves=list(_curves(records)),
-        curve_notes=_curve_notes(records),
-        teaching=list(_teaching(records)),
+        curves=list(curves(records)),
+        curve_notes=curve_notes(records),
+        teaching=list(teaching(records)),
         pseudo=[
             {
                 "reason": (f"{found.run}: " if several else "") + found.reason if found.reason else "",
@@ -333,137 +320,7 @@ def _class_chips(scored: Sequence[Record]) -> list[str]:
     return names if len(names) > 1 else []
 
 
-# ---------------------------------------------------------------- curves
-
-
-def _curves(records: Sequence[Record]) -> Iterator[Figure]:
-    yield from _dice_curves(records)
-    kinds = dict.fromkeys(kind for record in records for kind in _by_kind(record.history))
-    for kind in kinds:
-        if len(records) == 1:
-            terms = _by_kind(records[0].history)[kind]
-            lines = [Line(name.removeprefix(f"{kind}_"), series, i) for i, (name, series) in enumerate(terms.items())]
-        else:
-            lines = [
-                Line(record.name, _sum(_by_kind(record.history)[kind].values()), i)
-                for i, record in enumerate(records)
-                if kind in _by_kind(record.history)
-            ]
-        names = dict.fromkeys(name for record in records for name in _by_kind(record.history).get(kind, ()))
-        words = f"{kind}: {_KINDS[kind]}" if kind in _KINDS else kind
-        if kind != "loss":
-            words = f"Loss term {words}" + (f" ({', '.join(names)})" if list(names) != [kind] else "")
-            words += ", summed" if len(records) > 1 and len(names) > 1 else ""
-        else:
-            words = f"Loss, {_KINDS['loss']}"
-        yield from _figure(f"loss {kind}", lines, kind, words, records, log=True)
-    for prefix, label, words in (
-        (RATE, "learning rate", "Learning rate"),
-        (NORM, "gradient norm", "Gradient norm before clipping"),
-    ):
-        groups = [(record, group, s) for record in records for group, s in record.history.named(prefix).items()]
-        if len(records) == 1:
-            lines = [Line(group, series, i) for i, (_, group, series) in enumerate(groups)]
-            yield from _figure(label, lines, label, words, records, log=True)
-            continue
-        for group in dict.fromkeys(group for _, group, _ in groups):
-            place = [record.name for record in records]
-            lines = [Line(r.name, series, place.index(r.name)) for r, name, series in groups if name == group]
-            yield from _figure(f"{label} {group}", lines, label, f"{words} of {group}", records, log=True)
-    weights = dict.fromkeys(name for r in records for name in r.history.monitors if name not in TEACHING)
-    if len(records) == 1:
-        lines = [Line(name, records[0].history.monitors[name], i) for i, name in enumerate(weights)]
-        yield from _figure("weights", lines, "value", "Values that the method logs beside its losses", records)
-    else:
-        for name in weights:
-            lines = _by_run(records, lambda record, name=name: record.history.monitors.get(name))
-            yield from _figure(f"weight {name}", lines, name, f"{name}, logged by the method", records)
-    lines = _by_run(records, lambda record: record.history.train.get(SPEED))
-    yield from _figure("speed", lines, "images/s", "Training images a second, over all processes", records)
-
-
-def _dice_curves(records: Sequence[Record]) -> Iterator[Figure]:
-    words = "Validation Dice"
-    if len(records) == 1:
-        history = records[0].history
-        best = history.best and history.best[0]
-        lines = [
-            Line(name, series, i, 100.0, best if i == 0 else None)
-            for i, (name, series) in enumerate(history.dice.items())
-        ]
-        many = ", mean over classes; ring: best of the deployed output, kept as best.pt"
-        yield from _figure("val dice", lines, "Dice %", words + many, records)
-        return
-    lines = []
-    for i, record in enumerate(records):
-        first = next(iter(record.history.dice.values()), None)
-        if first is not None:
-            lines.append(Line(record.name, first, i, 100.0, record.history.best and record.history.best[0]))
-    yield from _figure("val dice", lines, "Dice %", f"{words} of the deployed output; ring: best", records)
-
-
-def _figure(
-    name: str, lines: Sequence[Line], ylabel: str, words: str, records: Sequence[Record], *, log: bool = False
-) -> Iterator[Figure]:
-    """One figure, or none if there is nothing to draw. Several runs share one legend outside the plots."""
-    lines = [line for line in lines if line.series.finite]
-    if not lines:
-        return
-    every = max(math.ceil(len(line.series.steps) / POINTS) for line in lines)
-    words += f"; a point is the mean of {every} logged values" if every > 1 else ""
-    yield figure(curves(name, lines, ylabel, legend=len(records) == 1, log=log), words)
-
-
-def _by_run(records: Sequence[Record], series_of: Any) -> list[Line]:
-    pairs = [(i, record.name, series_of(record)) for i, record in enumerate(records)]
-    return [Line(name, series, i) for i, name, series in pairs if series is not None]
-
-
-def _by_kind(history: History) -> dict[str, dict[str, Series]]:
-    """Losses grouped by their first word: seg, skd, ...; the sum of all first."""
-    found: dict[str, dict[str, Series]] = {}
-    for name, series in history.losses.items():
-        found.setdefault(name.partition("_")[0], {})[name] = series
-    return found
-
-
-def _sum(terms: Any) -> Series:
-    """The sum at each step of the terms that were logged there: some begin later than others."""
-    at: dict[int, float] = {}
-    for series in terms:
-        for step, value in zip(series.steps, series.values, strict=True):
-            at[step] = at.get(step, 0.0) + value
-    return Series(sorted(at), [at[step] for step in sorted(at)])
-
-
-def _curve_notes(records: Sequence[Record]) -> list[str]:
-    """Where names were guessed wrong: a method of one's own may log values that are no loss terms."""
-    notes = []
-    for record in records:
-        losses = dict(record.history.losses)
-        total = losses.pop("loss", None)
-        if total is None or not losses or not total.steps:
-            continue
-        last = total.steps[-1]
-        terms = [s.values[s.steps.index(last)] for s in losses.values() if last in s.steps]
-        off = abs(math.fsum(v for v in terms if math.isfinite(v)) - total.values[-1])
-        if math.isfinite(total.values[-1]) and off > 1e-3 * max(1.0, abs(total.values[-1])):
-            notes.append(f"{record.name}: not everything that is shown as a loss term is part of the sum.")
-    return notes
-
-
 # ---------------------------------------------------------------- the rest
-
-
-def _teaching(records: Sequence[Record]) -> Iterator[Figure]:
-    words = {
-        "sam_confidence": "SAM's confidence on unlabelled training images (mean of its largest class probability)",
-        "sam_agreement": "Share of pixels of unlabelled training images on which SAM and the fused prediction agree",
-    }
-    for name in TEACHING:
-        lines = _by_run(records, lambda record, name=name: record.history.train.get(name))
-        lines = [Line(line.name, line.series, line.colour, 100.0) for line in lines]
-        yield from _figure(name, lines, "%", f"{words[name]}; logged while training, without any mask", records)
 
 
 def _pseudo_figures(found: pseudo.PseudoLabels) -> Iterator[Figure]:

@@ -288,6 +288,21 @@ def test_curves_cost_and_environment(tmp_path):
     assert "kept in git.diff, 2 lines" in page_.text and "train.seed=0" in page_.text
 
 
+@pytest.mark.parametrize("runs", [1, 2])
+def test_what_the_loop_records_is_no_loss_term(tmp_path, runs):
+    # Names as engine.train and engine.watch give them.
+    values = {"lr_sam": 0.1, "grad_norm_sam": 2.0, "param_norm_sam": 9.0, "top_class_unet": 0.8, "top_class_truth": 0.9}
+    found = [write_run(tmp_path / name, scores(1)) for name in "ab"[:runs]]
+    for run in found:
+        log(run, {"step": 1, "kind": "train", "loss": 0.25, "seg_unet": 0.25, "error_unet": 0.2, **values})
+    text = shown(*found).text
+    assert "Loss term seg" in text and text.count("Loss term") == 1
+    assert "not everything that is shown as a loss term" not in text
+    of = (": sam", ": unet", ": truth") if runs == 2 else ("", "", "")
+    assert "Norm of the trained weights" + of[0] in text and "Labelled training pixels that are wrong" + of[1] in text
+    assert "(truth: in the labelled masks)" + of[2] in text
+
+
 def test_a_value_that_is_no_loss_term_is_noticed(tmp_path):
     run = write_run(tmp_path / "run", scores(1))
     log(run, {"step": 1, "kind": "train", "loss": 1.0, "seg_a": 0.25, "temperature": 9.0})
