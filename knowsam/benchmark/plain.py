@@ -1,7 +1,7 @@
 """The plain baseline: the same step on segment-anything's own computations, for honest ratios.
 
 What it does not do: fused attention, windows without padding, all classes in one decoder pass, channels-last students,
-fused optimizers, rectifiers in place, a graph of SAM's encoder for labelled images alone. Method, losses, adapters,
+fused optimizers, rectifiers in place, training masks of the labelled images alone. Method, losses, adapters,
 prompt generator, data and loop are knowsam's own, so both do the same work.
 """
 
@@ -84,6 +84,8 @@ def build_plain(config: Config) -> tuple[nn.Module, dict]:
             decoder_type=PlainDecoder,
         )
         guide.load_state_dict(method.sam_guide.state_dict())
+        decode = guide.decode
+        guide.decode = lambda *args, first=None: decode(*args)[:first]  # masks of all images, as published
         method.sam_guide = guide
     if hasattr(method, "students"):
         method.students.memory_format = torch.contiguous_format
@@ -91,8 +93,6 @@ def build_plain(config: Config) -> tuple[nn.Module, dict]:
         for module in method.students.modules():
             if isinstance(module, nn.LeakyReLU):
                 module.inplace = False
-    if hasattr(method, "sam_gradient"):
-        method.sam_gradient = "all"
     optimizers = {}
     for name, made in build.build_optimizers(config, method).items():
         allowed = inspect.signature(type(made.optimizer)).parameters.keys() - {"fused", "foreach"}

@@ -145,7 +145,7 @@ def check_range(low: float, high: float, **values: float) -> None:
 
 
 def ask_sam(
-    guide: nn.Module, images: Tensor, coarse_logits: Tensor, teacher_mode: str, labelled: int | None = None
+    guide: nn.Module, images: Tensor, coarse_logits: Tensor, teacher_mode: str, labelled: int, gradient: str = "all"
 ) -> tuple[Tensor, Tensor]:
     """SAM's logits to be trained, and its logits as a constant teacher. The images are encoded once.
 
@@ -155,18 +155,18 @@ def ask_sam(
         coarse_logits: (B, K, S, S), prompt SAM.
         teacher_mode: ``eval``: the teacher answers without dropout and with averaged statistics; ``train``: it gives
             the very logits that are trained (the published form).
-        labelled: with an ``eval`` teacher, how many images, the first ones, SAM learns from; all if None. The others
-            are encoded without a graph: what they would add to the encoder's gradient, through the batch statistics
-            of the prompt generator alone, is left out.
+        labelled: L, how many images, the first ones, SAM learns from.
+        gradient: of which images the encoder keeps a graph with an ``eval`` teacher: ``all``, or ``labelled``. What the
+            others add to the encoder's gradient comes through the batch statistics of the prompt generator alone.
     Returns:
-        Logits (L, K, S, S) with gradient, L = ``labelled`` or, with a ``train`` teacher, B; and (B, K, S, S) without.
+        Logits (L, K, S, S) with gradient, or (B, K, S, S) with a ``train`` teacher; and (B, K, S, S) without.
     """
     if teacher_mode == "train":
         sam_logits = guide(images, coarse_logits)
         return sam_logits, sam_logits.detach()
     size = images.shape[-2:]
-    embedding = guide.encode(images[:labelled])
-    if labelled is not None and labelled < len(images):
+    embedding = guide.encode(images if gradient == "all" else images[:labelled])
+    if len(embedding) < len(images):
         with torch.no_grad():
             constant = guide.encode(images[labelled:])
         embedding = torch.cat([embedding, constant])

@@ -57,8 +57,8 @@ class KnowSAM(SSLMethod):
         sam_teacher_mode: ``eval`` (no dropout, averaged batch statistics while teaching) or ``train`` (as published).
         sam_view: which view of an unlabelled image SAM sees: ``weak``, or ``strong`` as the students do (published).
         sam_gradient: which images SAM's encoder keeps a graph of. SAM's loss is of the labelled ones; the others reach
-            it through the batch statistics of the prompt generator only. ``labelled`` leaves that out and saves half
-            of the encoder's backward pass; ``all`` keeps it. A teacher in ``train`` mode keeps all.
+            it through the batch statistics of the prompt generator only. ``all`` keeps that; ``labelled`` leaves it
+            out and saves half of the encoder's backward pass. A teacher in ``train`` mode keeps all.
         entropy_weight: factor of the students' normalised entropy.
         consistency_weight: factor of the cross-student consistency at the end of its ramp.
         consistency_rampup: length of that ramp as a fraction of the run.
@@ -88,7 +88,7 @@ class KnowSAM(SSLMethod):
         skd_confidence_threshold: float = 0.0,
         sam_teacher_mode: Literal["eval", "train"] = "eval",
         sam_view: Literal["weak", "strong"] = "weak",
-        sam_gradient: Literal["labelled", "all"] = "labelled",
+        sam_gradient: Literal["all", "labelled"] = "all",
         entropy_weight: float = 0.9,
         consistency_weight: float = 1.0,
         consistency_rampup: float = 1.0,
@@ -110,7 +110,7 @@ class KnowSAM(SSLMethod):
         for name, value, allowed in (
             ("sam_teacher_mode", sam_teacher_mode, ("eval", "train")),
             ("sam_view", sam_view, ("weak", "strong")),
-            ("sam_gradient", sam_gradient, ("labelled", "all")),
+            ("sam_gradient", sam_gradient, ("all", "labelled")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
@@ -164,7 +164,8 @@ class KnowSAM(SSLMethod):
             sam_images,
             logits["fusion"].detach(),
             self.sam_teacher_mode,
-            labelled=len(batch.mask) if self.sam_gradient == "labelled" else None,
+            labelled=len(batch.mask),
+            gradient=self.sam_gradient,
         )
         confidence, sam_label = teacher_logits.float().softmax(1).max(1)  # (L + U, S, S) each
 

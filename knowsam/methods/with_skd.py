@@ -43,13 +43,13 @@ class WithSKD(SSLMethod):
         rampup: float = 0.4,
         confidence_threshold: float = 0.0,
         sam_teacher_mode: Literal["eval", "train"] = "eval",
-        sam_gradient: Literal["labelled", "all"] = "labelled",
+        sam_gradient: Literal["all", "labelled"] = "all",
     ):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
-        if sam_gradient not in ("labelled", "all"):
-            raise ValueError(f"sam_gradient must be one of ('labelled', 'all'), got {sam_gradient!r}")
+        if sam_gradient not in ("all", "labelled"):
+            raise ValueError(f"sam_gradient must be one of ('all', 'labelled'), got {sam_gradient!r}")
         check_range(0, 1, confidence_threshold=confidence_threshold)
         check_range(0, float("inf"), weight=weight, rampup=rampup)
         self.method = method
@@ -81,7 +81,8 @@ class WithSKD(SSLMethod):
                 shown.images,
                 shown.logits.detach(),
                 self.sam_teacher_mode,
-                labelled=len(shown.mask) if self.sam_gradient == "labelled" else None,
+                labelled=len(shown.mask),
+                gradient=self.sam_gradient,
             )
             seg = segmentation_loss(sam_logits[: len(shown.mask)], shown.mask) / len(groups)
             losses["sam"] = losses.get("sam", 0.0) + seg

@@ -446,21 +446,22 @@ def test_sam_learns_from_labelled_images_without_a_graph_of_the_others(prompt):
     images, coarse = torch.rand(4, 3, 64, 64), torch.randn(4, 2, 64, 64)
     weights = torch.randn(2, 2, 64, 64)
 
-    def ask(labelled):
+    def ask(gradient):
         guide.load_state_dict(start)
         torch.manual_seed(1)  # dropout
         guide.zero_grad()
         shown = images.clone().requires_grad_()
-        sam_logits, teacher_logits = ask_sam(guide.train(), shown, coarse, "eval", labelled)
-        (sam_logits[:2] * weights).sum().backward()
+        sam_logits, teacher_logits = ask_sam(guide.train(), shown, coarse, "eval", 2, gradient)
+        (sam_logits * weights).sum().backward()
         gradients = {name: p.grad for name, p in guide.named_parameters() if p.grad is not None}
         return sam_logits, teacher_logits, gradients, shown.grad
 
     start = {name: value.clone() for name, value in guide.state_dict().items()}
-    logits, teacher, gradients, _ = ask(None)
-    few_logits, few_teacher, few_gradients, by_image = ask(2)
-    assert few_logits.shape[0] == 2 and few_teacher.shape[0] == 4
-    torch.testing.assert_close(few_logits, logits[:2], rtol=1e-5, atol=1e-5)
+    logits, teacher, gradients, by_image = ask("all")
+    assert (by_image[2:].abs().max() > 0) == (not prompt)
+    few_logits, few_teacher, few_gradients, by_image = ask("labelled")
+    assert len(logits) == len(few_logits) == 2 and few_teacher.shape[0] == 4
+    torch.testing.assert_close(few_logits, logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(few_teacher, teacher, rtol=1e-5, atol=1e-5)
     assert by_image[:2].abs().max() > 0 and by_image[2:].abs().max() == 0
     assert gradients.keys() == few_gradients.keys()
