@@ -1,8 +1,8 @@
 """The plain baseline: the same step on segment-anything's own computations, for honest ratios.
 
 What it does not do: fused attention, windows without padding, all classes in one decoder pass, channels-last students,
-fused optimizers, rectifiers in place, training masks of the labelled images alone. Method, losses, adapters,
-prompt generator, data and loop are knowsam's own, so both do the same work.
+fused optimizers, rectifiers in place, dropout masks from plain bits, masks of the labelled images alone where only they
+are trained. Method, losses, adapters, prompt generator, data and loop are knowsam's own, so both do the same work.
 """
 
 import inspect
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from knowsam.config import Config
+from knowsam.models.dropout import Dropout
 from knowsam.models.sam.encoder import SamBlock, SamImageEncoder
 from knowsam.models.sam.mask_decoder import SamMaskDecoder
 from knowsam.models.sam.official import Attention, window_partition, window_unpartition
@@ -93,6 +94,8 @@ def build_plain(config: Config) -> tuple[nn.Module, dict]:
         for module in method.students.modules():
             if isinstance(module, nn.LeakyReLU):
                 module.inplace = False
+            elif isinstance(module, Dropout):
+                module.__class__ = nn.Dropout
     optimizers = {}
     for name, made in build.build_optimizers(config, method).items():
         allowed = inspect.signature(type(made.optimizer)).parameters.keys() - {"fused", "foreach"}

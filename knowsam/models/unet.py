@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from knowsam.models.concatenation import concatenate
+from knowsam.models.dropout import Dropout
 
 
 class ConvBlock(nn.Sequential):
@@ -13,7 +14,7 @@ class ConvBlock(nn.Sequential):
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
             nn.BatchNorm2d(out_channels),
             nn.LeakyReLU(inplace=True),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
             nn.BatchNorm2d(out_channels),
             nn.LeakyReLU(inplace=True),

@@ -13,6 +13,7 @@ from knowsam.benchmark.use import prediction
 from knowsam.benchmark.worker import Stopwatch, Subject, Trainee
 from knowsam.cli.main import run_command
 from knowsam.config import load_config
+from knowsam.models.dropout import Dropout
 from knowsam.models.sam import build_sam_guide
 
 SMALL = (
@@ -48,6 +49,7 @@ def test_the_baseline_has_plain_parts():
     method, optimizers = build_plain(load_config(QUICK, list(SMALL)))
     assert isinstance(method.sam_guide.image_encoder, PlainEncoder)
     assert method.students.memory_format is torch.contiguous_format
+    assert not any(isinstance(module, Dropout) for module in method.modules())
     assert not any(made.optimizer.defaults.get("fused") for made in optimizers.values())
     trained = {id(p) for group in method.trainable_groups().values() for p in group}
     assert trained == {id(p) for made in optimizers.values() for p in made.parameters}
