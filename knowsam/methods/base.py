@@ -145,7 +145,12 @@ def check_range(low: float, high: float, **values: float) -> None:
 
 
 def ask_sam(
-    guide: nn.Module, images: Tensor, coarse_logits: Tensor, teacher_mode: str, labelled: int, gradient: str = "all"
+    guide: nn.Module,
+    images: Tensor,
+    coarse_logits: Tensor,
+    teacher_mode: str,
+    labelled: int | None = None,
+    gradient: str = "all",
 ) -> tuple[Tensor, Tensor]:
     """SAM's logits to be trained, and its logits as a constant teacher. The images are encoded once.
 
@@ -155,7 +160,7 @@ def ask_sam(
         coarse_logits: (B, K, S, S), prompt SAM.
         teacher_mode: ``eval``: the teacher answers without dropout and with averaged statistics; ``train``: it gives
             the very logits that are trained (the published form).
-        labelled: L, how many images, the first ones, SAM learns from.
+        labelled: L, how many images, the first ones, SAM learns from; all if None.
         gradient: of which images the encoder keeps a graph with an ``eval`` teacher: ``all``, or ``labelled``. What the
             others add to the encoder's gradient comes through the batch statistics of the prompt generator alone.
     Returns:
@@ -165,7 +170,7 @@ def ask_sam(
         sam_logits = guide(images, coarse_logits)
         return sam_logits, sam_logits.detach()
     size = images.shape[-2:]
-    embedding = guide.encode(images if gradient == "all" else images[:labelled])
+    embedding = guide.encode(images[:labelled] if gradient == "labelled" else images)
     if len(embedding) < len(images):
         with torch.no_grad():
             constant = guide.encode(images[labelled:])
