@@ -8,7 +8,7 @@ import numpy as np
 
 from knowsam.cli.compare import reader
 from knowsam.config import parse_config, to_yaml
-from knowsam.engine.evaluate import Evaluation
+from knowsam.engine.scores import Evaluation
 from knowsam.metrics import METRIC_NAMES
 from knowsam.report.collect import collect
 from knowsam.report.comparison import compare

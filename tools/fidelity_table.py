@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a check
 
 from knowsam.cli.compare import reader
 from knowsam.config import REPOSITORY
-from knowsam.engine.evaluate import MEAN
+from knowsam.engine.scores import MEAN
 from knowsam.errors import KnowsamError
 from knowsam.files import write_text
 from knowsam.report.collect import collect

@@ -1,6 +1,6 @@
 """Tables of every key that an experiment may hold: ``{config-keys}``.
 
-Read from the source text of the dataclasses of ``knowsam.config`` (a field's comment is its meaning) and of the
+Read from the source text of the dataclasses of ``knowsam.config.schema`` (a field's comment is its meaning) and of the
 constructors that ``knowsam.components`` names (its docstring's ``Args``), so that no key is listed by hand.
 """
 
@@ -16,7 +16,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from knowsam import components, config
+from knowsam import components
+from knowsam.config import checking, schema
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,15 @@ def blocks() -> list[Block]:
         "optim.<group>": (components.OPTIMIZERS, "optim"),
     }
     return [
-        Block("", "", "", list(_fields(config.Config))),
-        Block("data", "", "", list(_fields(config.DataConfig))),
+        Block("", "", "", list(_fields(schema.Config))),
+        Block("data", "", "", list(_fields(schema.DataConfig))),
         *(
-            _component(place, name, target, config.PROVIDED.get(kind, set()))
+            _component(place, name, target, checking.PROVIDED.get(kind, set()))
             for place, (table, kind) in named.items()
             for name, target in table.items()
         ),
-        Block("train", "", "", list(_fields(config.TrainConfig))),
-        Block("evaluate", "", "", list(_fields(config.EvaluateConfig))),
+        Block("train", "", "", list(_fields(schema.TrainConfig))),
+        Block("evaluate", "", "", list(_fields(schema.EvaluateConfig))),
     ]
 
 
@@ -72,7 +73,7 @@ def _fields(kind: type) -> Iterator[Key]:
     lines = source.splitlines()
     (definition,) = ast.parse(source).body
     own_tables = {"data", "augment", "students", "fusion", "sam", "method", "skd", "optim", "train", "evaluate"}
-    skipped = own_tables if kind is config.Config else {"source"} if kind is config.DataConfig else set()
+    skipped = own_tables if kind is schema.Config else {"source"} if kind is schema.DataConfig else set()
     default = kind()
     known = {field.name for field in fields(kind)}
     for node in definition.body:
@@ -148,7 +149,7 @@ class ConfigKeys(SphinxDirective):
         """Called by Sphinx."""
         sections: dict[str, nodes.section] = {}
         for block in blocks():
-            self.env.note_dependency(config.__file__)
+            self.env.note_dependency(schema.__file__)
             if block.place not in sections:
                 title = block.place or "at the top"
                 section = nodes.section(ids=[nodes.make_id(f"keys {title}")])

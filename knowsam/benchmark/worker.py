@@ -188,10 +188,10 @@ def _train(subject: Subject, connection: Connection | None) -> None:
     from knowsam.config import load_config, to_yaml
     from knowsam.engine import distributed
     from knowsam.engine.compile import compile_parts
-    from knowsam.engine.evaluate import Evaluation
     from knowsam.engine.memory import keep_freed_memory
     from knowsam.engine.precision import store_frozen
     from knowsam.engine.runfolder import RunFolder
+    from knowsam.engine.scores import Evaluation
     from knowsam.engine.spans import collect
     from knowsam.engine.train import autocast_dtype, train
 

@@ -32,14 +32,14 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate each run; compare when there are several."""
     from rich.console import Console
 
-    from knowsam.engine.evaluate import comparison_table
+    from knowsam.engine.score_tables import comparison_table, score_table
 
     console = Console(width=None if Console().is_terminal else 140)
     results = {}
     for folder in args.runs:
         evaluation = evaluate_run(folder, args)
         results[folder] = evaluation
-        console.print(evaluation.table())
+        console.print(score_table(evaluation))
     if len(results) > 1:
         console.print(comparison_table(results))
     return 0
@@ -94,6 +94,7 @@ def score_if_new(folder: str, device: str) -> None:
 
     from knowsam.engine.log import say
     from knowsam.engine.runfolder import RunFolder
+    from knowsam.engine.score_tables import score_table
 
     run = RunFolder(folder, create=False)
     scores = run.evaluation / "test.json"
@@ -103,4 +104,4 @@ def score_if_new(folder: str, device: str) -> None:
     defaults = argparse.ArgumentParser()
     add_arguments(defaults)
     evaluation = evaluate_run(folder, defaults.parse_args([folder, "--device", device]))
-    Console(width=None if Console().is_terminal else 140).print(evaluation.table())
+    Console(width=None if Console().is_terminal else 140).print(score_table(evaluation))

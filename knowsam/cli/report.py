@@ -289,7 +289,8 @@ def _defaults(folder: str) -> dict[str, Any]:
 
     Empty for a configuration that this version cannot read, such as one with a method that is not installed here.
     """
-    from knowsam.config import default_settings, parse_config
+    from knowsam.config import parse_config
+    from knowsam.config.checking import default_settings
     from knowsam.engine.runfolder import RunFolder
     from knowsam.errors import ConfigError
 

@@ -13,12 +13,12 @@ from knowsam.engine import distributed
 from knowsam.engine.checkpoint import environment_fingerprint, forget_previous, save_checkpoint, save_snapshot
 from knowsam.engine.cost import Cost
 from knowsam.engine.distributed import Rank
-from knowsam.engine.evaluate import Evaluation
 from knowsam.engine.guard import StepGuard
 from knowsam.engine.log import MetricsLog, Progress, read_metrics
 from knowsam.engine.optim import ScheduledOptimizer
 from knowsam.engine.pictures import Pictures
 from knowsam.engine.runfolder import RunFolder
+from knowsam.engine.scores import Evaluation
 from knowsam.engine.spans import span
 from knowsam.engine.watch import Watch, gradient_norm, label_statistics, parameter_norms
 from knowsam.errors import DataError, KnowsamError

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from knowsam.engine.evaluate import MEAN
+from knowsam.engine.scores import MEAN
 from knowsam.errors import ConfigError
 from knowsam.report.checks import choose_metrics, choose_outputs, refuse_mixture
 from knowsam.report.collect import Absent, Found

@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from knowsam import errors
-from knowsam.engine.evaluate import MEAN
+from knowsam.engine.scores import MEAN
 from knowsam.report.checks import UNKNOWN, checkpoint_kind
 from knowsam.report.collect import RETIRED, Absent
 from knowsam.report.comparison import TableSet

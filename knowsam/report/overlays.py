@@ -9,7 +9,7 @@ from html import escape
 
 import numpy as np
 
-from knowsam.engine.evaluate import MEAN
+from knowsam.engine.scores import MEAN
 from knowsam.report.runs import Run
 
 LONGEST = 480

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from knowsam.engine.evaluate import MEAN, Evaluation
+from knowsam.engine.scores import MEAN, Evaluation
 from knowsam.report.record import Series
 from knowsam.report.run_plots import Line, curves
 from knowsam.report.tables import Table, number

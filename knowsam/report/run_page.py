@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from knowsam.engine.evaluate import MEAN
+from knowsam.engine.scores import MEAN
 from knowsam.errors import ConfigError, StorageError
 from knowsam.files import write_text
 from knowsam.report import pseudo, run_tables

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from knowsam.engine.cost import PARTS
-from knowsam.engine.evaluate import MEAN
+from knowsam.engine.scores import MEAN
 from knowsam.metrics.segmentation import STATUSES
 from knowsam.report.checks import UNKNOWN, checkpoint_kind
 from knowsam.report.record import SPEED, Record, shown

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from knowsam.engine.evaluate import MEAN, load_evaluation
 from knowsam.engine.runfolder import RunFolder
+from knowsam.engine.scores import MEAN, load_evaluation
 from knowsam.errors import DataError, NotFoundError
 from knowsam.metrics.segmentation import EMPTY_MODES, STATUSES, counts_in_mean
 

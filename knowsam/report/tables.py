@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from knowsam.engine.evaluate import MEAN
+from knowsam.engine.scores import MEAN
 from knowsam.metrics.segmentation import DISTANCE_METRICS
 from knowsam.report.checks import UNKNOWN
 from knowsam.report.comparison import Row, TableSet

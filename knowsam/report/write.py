@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from knowsam.engine.evaluate import MEAN
+from knowsam.engine.scores import MEAN
 from knowsam.errors import StorageError
 from knowsam.files import write_text
 from knowsam.report import plots, tables

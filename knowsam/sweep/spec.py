@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from knowsam.components import type_error
-from knowsam.config import Config, load_config, read_with_parents, to_yaml
+from knowsam.config import Config, load_config, to_yaml
+from knowsam.config.reading import read_with_parents
 from knowsam.errors import ConfigError, KnowsamError, NotFoundError
 from knowsam.identity import experiment_key
 from knowsam.text import did_you_mean

@@ -116,7 +116,8 @@ def test_every_page_is_reachable_from_the_first(built):
 def test_every_key_of_the_configuration_is_in_the_table(built):
     from dataclasses import fields, is_dataclass
 
-    from knowsam import components, config
+    from knowsam import components
+    from knowsam.config import checking, schema
 
     text = (built / "config_reference.html").read_text(encoding="utf-8")
     tables = re.findall(r'<table class="config-keys.*?</table>', text, re.S)
@@ -125,13 +126,13 @@ def test_every_key_of_the_configuration_is_in_the_table(built):
         [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", row, re.S)] for t in rows for row in t
     ]
     keys = {row[0].strip(): row for row in cells if row}
-    blocks = {f.name for f in fields(config.Config) if f.default is None or f.name in ("data", "train", "evaluate")}
-    for kind in (config.Config, config.DataConfig, config.TrainConfig, config.EvaluateConfig):
+    blocks = {f.name for f in fields(schema.Config) if f.default is None or f.name in ("data", "train", "evaluate")}
+    for kind in (schema.Config, schema.DataConfig, schema.TrainConfig, schema.EvaluateConfig):
         for field in fields(kind):
             default = getattr(kind(), field.name)
             if not (is_dataclass(default) or isinstance(default, dict) or field.name in blocks - {"run"}):
                 assert field.name in keys, field.name
-    given = set().union(*config.PROVIDED.values())
+    given = set().union(*checking.PROVIDED.values())
     targets = [components.SKD, components.AUGMENTER, components.SAM_GUIDE]
     for name in ("METHODS", "STUDENTS", "FUSION_HEADS", "SOURCES", "OPTIMIZERS", "TUNINGS", "PROMPT_GENERATORS"):
         targets += getattr(components, name).values()

@@ -1,10 +1,10 @@
 """Collectives without a group, and between two gloo processes on the CPU."""
 
 import os
-import socket
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import multiprocessing, nn
 
 from knowsam.engine import distributed
@@ -55,6 +55,7 @@ def _two(rank: int, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}  # the parent's store
     me = distributed.setup("cpu", timeout=30)
     assert (me.rank, me.world_size, distributed.is_main()) == (rank, 2, rank == 0)
 
@@ -87,7 +88,6 @@ def _two(rank: int, port: int) -> None:
 
 
 def test_two_processes():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(_two, args=(port,), nprocs=2)
+    # A port that is taken here and now: one that was only looked up may be another test's a moment later.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    multiprocessing.spawn(_two, args=(store.port,), nprocs=2)

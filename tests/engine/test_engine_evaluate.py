@@ -11,8 +11,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from knowsam.engine import evaluate as module
-from knowsam.engine.evaluate import Evaluation, comparison_table, evaluate, load_evaluation, validate
+from knowsam.engine.evaluate import evaluate, validate
+from knowsam.engine.score_tables import comparison_table, score_table
+from knowsam.engine.scores import Evaluation, load_evaluation
 from knowsam.errors import DataError, NotFoundError, NumericError, StorageError
 from knowsam.metrics import METRIC_NAMES, METRIC_RULES, STATUSES
 
@@ -154,7 +155,7 @@ def test_one_case_has_no_sd_and_no_nan(tmp_path):
     result = evaluate(read_off(2), source, "val", **SETTINGS)
     assert result.summary()["fusion"]["class 1"]["dice"] == {"mean": 1.0, "sd": None}
     result.write(tmp_path, "one")
-    text = shown(result.table())
+    text = shown(score_table(result))
     assert "100.00" in text and "100.00 ±" not in text and "nan" not in text
 
 
@@ -257,7 +258,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_write_csv", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         result.write(tmp_path, "x")
     assert [p.name for p in tmp_path.iterdir()] == ["x_cases.csv"]
@@ -265,7 +266,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_console_table():
-    text = shown(evaluate(read_off(2), two_class_source(), "test", class_names=["a[b]c"], **SETTINGS).table())
+    text = shown(score_table(evaluate(read_off(2), two_class_source(), "test", class_names=["a[b]c"], **SETTINGS)))
     assert "test: 5 cases" in text and "distances in px" in text
     assert "fusion: 1 missed, 1 false positive, 1 empty in both" in text
     nothing = next(line for line in text.splitlines() if "nothing" in line).split()
@@ -280,7 +281,7 @@ def test_console_table():
 
 def test_a_narrow_console_cuts_no_digit():
     result = evaluate(read_off(3), three_class_source(), "test", **SETTINGS)
-    for table in (result.table(), comparison_table({"knowsam, 10 % of ISIC": result, "supervised": result})):
+    for table in (score_table(result), comparison_table({"knowsam, 10 % of ISIC": result, "supervised": result})):
         text = shown(table, width=80)
         assert "…" not in text and max(map(len, text.splitlines())) <= 80
         assert all(number in text for number in ("81.25", "±47.32", "33.94", "±16.81", "1/0/2"))

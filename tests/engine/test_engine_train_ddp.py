@@ -6,7 +6,6 @@ Starting two processes costs seconds, so one launch trains several experiments o
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -74,14 +73,8 @@ class Signalled(MeanTeacher):
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def torchrun(*words: str, paths: str = "") -> subprocess.CompletedProcess:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     return subprocess.run([*launch, *words], capture_output=True, text=True, env=environment, timeout=240)
 
@@ -190,7 +183,7 @@ def test_two_processes_resume_bit_for_bit(lab, tmp_path):
 def test_a_signal_to_the_launcher_saves(lab, tmp_path):
     tool = str(lab.root / "tools" / "train.py")
     run = tmp_path / "run"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     words = lab.words(run, "method.name=mean_teacher", "train.max_steps=2000", "train.validate_every=1000")
     process = subprocess.Popen([*launch, tool, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

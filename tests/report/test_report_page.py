@@ -12,7 +12,8 @@ from report_runs import LAST, scores, write_run
 
 from knowsam.cli.compare import reader
 from knowsam.cli.main import run_command
-from knowsam.config import default_settings, parse_config
+from knowsam.config import parse_config
+from knowsam.config.checking import default_settings
 from knowsam.errors import ConfigError, DataError, NotFoundError, StorageError
 from knowsam.report.cautions import cautions, changed_predictions
 from knowsam.report.overlays import Overlay
