@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -71,6 +72,9 @@ def replicate(method: nn.Module, rank: Rank, exchange: str = "fp32") -> nn.Modul
     """
     if rank.world_size == 1:
         return method
+    # In bf16 the gradient of a 1 x 1 convolution arrives with channels-last strides; DDP then copies these few thousand
+    # numbers into their bucket, which is nothing to alarm a user with.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     # A view of the bucket as gradient saves a copy; it must be set up before the first backward.
     ids = [rank.device.index] if rank.device.type == "cuda" else None
     replica = nn.parallel.DistributedDataParallel(method, device_ids=ids, gradient_as_bucket_view=True)
