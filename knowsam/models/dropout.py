@@ -8,15 +8,17 @@ class Dropout(nn.Dropout):
     """``nn.Dropout`` whose mask, on a CPU, comes from 16 random bits an element.
 
     torch draws one Bernoulli number an element there, one after the other on one core: thirty times as long as the
-    product with the mask. Elsewhere, and where nothing is dropped, this is ``nn.Dropout`` itself. The rate is rounded
-    to a multiple of 2^-16, and what stays is scaled by exactly that rate. Other numbers are drawn than ``nn.Dropout``
-    draws from the same seed.
+    product with the mask. Elsewhere, where nothing is dropped, and compiled this is ``nn.Dropout`` itself: inductor has
+    fast random numbers of its own, and of torch 2.13 misplaces a mask that is filled through another view. The rate is
+    rounded to a multiple of 2^-16, and what stays is scaled by exactly that rate. Other numbers are drawn than
+    ``nn.Dropout`` draws from the same seed.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, same shape and dtype."""
         dropped = round(self.p * 2**16)
-        if not self.training or x.device.type != "cpu" or not 0 < dropped < 2**16:
+        eager = self.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not eager or not 0 < dropped < 2**16:
             return super().forward(x)
         count = x.numel()
         bits = torch.randint(-(2**63), 2**63 - 1, (-(-count // 4),), dtype=torch.int64).view(torch.int16)
