@@ -127,6 +127,12 @@ def build_students(config: Config) -> Students:
         )
         for name, block in config.students.items()
     }
+    for name, subnet in subnets.items():
+        if config.data.image_size % (divisor := getattr(subnet, "size_divisor", 1)):
+            raise ConfigError(
+                f"students.{name}: data.image_size must be divisible by {divisor}, got {config.data.image_size}",
+                hint="Choose another size, or fewer levels.",
+            )
     fusion = None
     if config.fusion is not None:
         target = _target(components.FUSION_HEADS, config.fusion)

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from knowsam.config import Config, beside, to_yaml
+from knowsam.config import Config, beside, parse_config, to_yaml
+from knowsam.errors import ConfigError
 
 # Settings that change no weight, so a run may be resumed with others.
 COSMETIC = {
@@ -25,6 +26,11 @@ COSMETIC = {
     "evaluate.batch_size",
     "evaluate.nsd_tolerance",
 }
+
+
+# Settings that came later, with the value that is what was done before there was a choice. They are no part of the key
+# while they have it: else every finished trial of older sweeps would be another experiment.
+LATER = {"train.gradient_exchange": "fp32"}
 
 
 def flat_config(config: Config | str) -> dict[str, Any]:
@@ -45,8 +51,12 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def config_changes(old_yaml: str, config: Config) -> list[str]:
     """``key: old -> new`` for every setting that differs and matters for training."""
-    old, new = flat_config(old_yaml), flat_config(to_yaml(config))
-    old.setdefault("published_code", False)  # runs that were begun before there was such a choice
+    try:
+        # Filled up with today's defaults: before there was a choice, a run had what was then the only one.
+        old = flat_config(to_yaml(parse_config(old_yaml, "the run's configuration")))
+    except ConfigError:
+        old = flat_config(old_yaml)
+    new = flat_config(to_yaml(config))
     keys = [key for key in {**old, **new} if key not in COSMETIC and old.get(key) != new.get(key)]
     return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys]
 
@@ -71,6 +81,7 @@ def split_hashes(config: Config) -> dict[str, str]:
 
 def experiment_key(config: Config) -> str:
     """Ten hexadecimal digits that two runs share only if they train the same thing on the same lists."""
-    settings = {key: value for key, value in flat_config(config).items() if key not in COSMETIC}
+    flat = flat_config(config).items()
+    settings = {key: value for key, value in flat if key not in COSMETIC and (key, value) not in LATER.items()}
     text = json.dumps({"settings": settings, "splits": split_hashes(config)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

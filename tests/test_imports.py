@@ -43,7 +43,7 @@ ALLOWED = {
     "compat": (("methods", "models", "losses", "data.batch", "engine.optim", "errors"), ("torch",)),
     "components": (("errors",), ()),
     "config": (("components", "compat.rows", "errors", "text"), ("omegaconf", "yaml")),
-    "identity": (("config", "data.builtin"), ("yaml",)),
+    "identity": (("config", "data.builtin", "errors"), ("yaml",)),
     "sweep": (
         ("components", "config", "errors", "files", "identity", "signals", "text"),
         ("optuna", "submitit", "ray"),

@@ -237,6 +237,7 @@ def _train(subject: Subject, connection: Connection | None) -> None:
             run=run,
             rank=place,
             config_yaml=to_yaml(config),
+            data={},
             max_steps=config.train.max_steps,
             seed=config.train.seed,
             precision=config.train.precision,

@@ -1,9 +1,17 @@
 """``knowsam evaluate``: score finished runs case by case, and compare them."""
 
 import argparse
+import math
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from knowsam.cli.loading import add_checkpoint_argument
+
+if TYPE_CHECKING:
+    from knowsam.cli.loading import LoadedRun
+    from knowsam.config import Config
+    from knowsam.data.source import Source
+    from knowsam.engine.scores import Evaluation
 
 EPILOG = """examples:
   python tools/evaluate.py runs/quickstart/knowsam_labelled_10pct_seed0
@@ -25,7 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--outputs", help="comma-separated, such as fusion,sam; all if not given")
     parser.add_argument("--dataset", metavar="YAML", help="score on the data of another experiment (same classes)")
     parser.add_argument("--empty", choices=("exclude", "include"), default="exclude", help="cases empty on both sides")
+    parser.add_argument(
+        "--nsd-tolerance", type=_tolerance, metavar="MM", help="mm, or pixels without a spacing; the run's if not given"
+    )
     parser.add_argument("--device", default="auto")
+
+
+def _tolerance(word: str) -> float:
+    value = float(word)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{word} is not allowed; give a number of at least 0")
+    return value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate_run(folder: str, args: argparse.Namespace):
-    """Load a run's checkpoint, score it, write the files; returns the ``Evaluation``."""
+def evaluate_run(folder: str, args: argparse.Namespace) -> "Evaluation":
+    """Load a run's checkpoint, score it and write the files."""
     from knowsam import build
     from knowsam.cli.loading import load_run
     from knowsam.config import load_config
@@ -67,17 +85,20 @@ def evaluate_run(folder: str, args: argparse.Namespace):
     unknown = sorted(set(outputs) - set(method.outputs()))
     if unknown:
         raise ConfigError(f"no output {', '.join(unknown)}; the method has {', '.join(method.outputs())}")
+    source = build.build_source(data_config)
+    _refuse_training_cases(loaded, data_config, source, args.split)
+    tolerance = config.evaluate.nsd_tolerance if args.nsd_tolerance is None else args.nsd_tolerance
     with Counter(f"scoring {args.split}") as progress:
         evaluation = evaluate(
             method.predict,
-            build.build_source(data_config),
+            source,
             args.split,
             outputs=outputs,
             image_size=config.data.image_size,
             batch_size=config.evaluate.batch_size,
             device=device,
             class_names=config.data.classes[1:],
-            nsd_tolerance=config.evaluate.nsd_tolerance,
+            nsd_tolerance=tolerance,
             empty=args.empty,
             autocast=autocast_dtype(config.train.precision),
             progress=progress,
@@ -88,8 +109,37 @@ def evaluate_run(folder: str, args: argparse.Namespace):
     return evaluation
 
 
-def score_if_new(folder: str, device: str) -> None:
-    """Score the best checkpoint on test and show the table, unless that was done since the checkpoint was written."""
+def _refuse_training_cases(loaded: "LoadedRun", data_config: "Config", source: "Source", split: str) -> None:
+    """The lists may have been drawn anew since the run was trained: what it has seen tells nothing on any split."""
+    from knowsam.data.splits import group_of
+    from knowsam.engine.log import warn
+    from knowsam.errors import DataError
+
+    if data_config.data.source != loaded.config.data.source:
+        return  # in other data an equal id is another case
+    run, regex = loaded.run, data_config.data.group_regex
+    record = run.read_json(run.splits)
+    cases = source.eval_ids(split)
+
+    def patient(case_id: str) -> str:
+        return (regex and group_of(case_id, regex)) or case_id
+
+    seen = {patient(case_id) for name in ("train", "labelled") for case_id in record.get(name) or ()}
+    trained = [case_id for case_id in cases if patient(case_id) in seen]
+    if trained:
+        raise DataError(
+            f"{len(trained)} of the {len(cases)} {split} cases, {trained[0]!r} for one, were training cases of {run}: "
+            "the split lists have changed since",
+            hint="Score it on the lists that it was trained with, or train anew with these.",
+        )
+    before, now = (record.get("sha256") or {}), getattr(getattr(source, "splits", None), "sha256", {})
+    name = f"{split}.txt"
+    if name in before and before[name] != now.get(name):
+        warn(f"{name} has changed since {run} was trained; none of its cases was trained on")
+
+
+def score_if_new(folder: str, device: str, nsd_tolerance: float) -> None:
+    """Score the best checkpoint on test and show the table, unless just that was done already."""
     from rich.console import Console
 
     from knowsam.engine.log import say
@@ -98,10 +148,23 @@ def score_if_new(folder: str, device: str) -> None:
 
     run = RunFolder(folder, create=False)
     scores = run.evaluation / "test.json"
-    if scores.exists() and run.best.exists() and scores.stat().st_mtime_ns >= run.best.stat().st_mtime_ns:
+    newer = scores.exists() and run.best.exists() and scores.stat().st_mtime_ns >= run.best.stat().st_mtime_ns
+    if newer and _is_whole(run.read_json(scores), nsd_tolerance):
         say(f"{run} is scored already: {scores}")
         return
     defaults = argparse.ArgumentParser()
     add_arguments(defaults)
-    evaluation = evaluate_run(folder, defaults.parse_args([folder, "--device", device]))
+    words = [folder, "--device", device, "--nsd-tolerance", str(nsd_tolerance)]
+    evaluation = evaluate_run(folder, defaults.parse_args(words))
     Console(width=None if Console().is_terminal else 140).print(score_table(evaluation))
+
+
+def _is_whole(scores: dict[str, Any], nsd_tolerance: float) -> bool:
+    """Whether these are the scores that ``evaluate`` gives with no other option than this tolerance."""
+    checkpoint = scores.get("checkpoint") or {}
+    return (
+        checkpoint.get("file") == "best.pt"
+        and scores.get("outputs") == checkpoint.get("outputs")
+        and scores.get("empty") == "exclude"
+        and scores.get("nsd_tolerance") == nsd_tolerance
+    )

@@ -34,13 +34,14 @@ class LoadedRun:
     method: "SSLMethod"
 
     def origin(self) -> dict[str, Any] | None:
-        """Which weights these are and how they were chosen: ``file``, ``step``, ``chosen_by``, ``split``, ``value``.
+        """Which weights these are and how they were chosen: ``file``, ``step``, ``outputs`` (all that they have),
+        ``chosen_by``, ``split``, ``value``.
 
         None for a converted checkpoint, of which nothing is known.
         """
         if self.step is None:
             return None
-        about = {"file": self.path.name, "step": self.step}
+        about = {"file": self.path.name, "step": self.step, "outputs": list(self.method.outputs())}
         if self.path.name != "best.pt":
             return {**about, "chosen_by": "last step", "split": None, "value": None}
         by = f"validation Dice of {self.method.outputs()[0]}, mean over classes"

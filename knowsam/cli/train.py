@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
         if args.evaluate and finished:
             from knowsam.cli.evaluate import score_if_new
 
-            distributed.call_on_main(lambda: score_if_new(run_path(config), config.train.device))
+            settings = (run_path(config), config.train.device, config.evaluate.nsd_tolerance)
+            distributed.call_on_main(lambda: score_if_new(*settings))
         return 0
     finally:
         distributed.teardown()
@@ -100,6 +101,7 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
     """Train, or go on; True when the run is complete."""
     from knowsam import build
     from knowsam.cli.trial import sam_weights_line
+    from knowsam.data.cache import cases_fingerprint
     from knowsam.data.check import check_quick
     from knowsam.engine.compile import compile_parts
     from knowsam.engine.distributed import call_on_main
@@ -131,6 +133,9 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
         compile_parts(method.compilable(), config.train.compile, rank.device.type)
         optimizers = build.build_optimizers(config, method)
         augmenter = build.build_augmenter(config)
+        validation = call_on_main_first(
+            lambda: cases_fingerprint(source, source.eval_ids("val"), folder=config.data.cache)
+        )
         with Counter("decoding images") as progress:
             streams = call_on_main_first(
                 lambda: build.build_streams(
@@ -167,6 +172,7 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
             run=run,
             rank=rank,
             config_yaml=to_yaml(config),
+            data={**streams.fingerprint(), "validation": validation},
             max_steps=config.train.max_steps,
             seed=config.train.seed,
             precision=config.train.precision,
@@ -243,10 +249,13 @@ def _prepare(run: "RunFolder", config: Config, rank: "Rank") -> dict[str, Any] |
 def _end_without_last(run: "RunFolder") -> dict[str, Any] | None:
     """Step and config of a complete run that kept its best.pt alone, which must not be trained anew over it."""
     from knowsam.engine.checkpoint import load_checkpoint
+    from knowsam.errors import RunFolderError
 
     status = run.read_status()
     if status.get("state") != "complete" or not run.best.exists():
         return None
+    if status["step"] is None:
+        raise RunFolderError(f"{run} holds a converted checkpoint, not a training", hint="Choose another run=...")
     return {"step": int(status["step"]), "config": load_checkpoint(run.best)["config"]}
 
 
@@ -255,6 +264,7 @@ def _describe(run: "RunFolder", config: Config, overrides: list[str], rank: "Ran
 
     splits = {
         "labelled": source.labelled_ids(),
+        "train": source.train_ids(),
         "train_cases": len(source.train_ids()),
         "source": repr(source),
         "sha256": dict(getattr(getattr(source, "splits", None), "sha256", {})),

@@ -218,6 +218,8 @@ def _check_pairs(config: Config, complain) -> None:
     ):
         if value < least:
             complain(key, f"must be at least {least}, got {value}")
+    if config.evaluate.nsd_tolerance < 0:
+        complain("evaluate.nsd_tolerance", f"must be at least 0, got {config.evaluate.nsd_tolerance}")
     if train.precision == "fp16" and train.device == "cpu":
         complain("train.precision", "fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
     if "sam_guide" in arguments and config.skd is not None:

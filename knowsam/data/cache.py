@@ -121,6 +121,22 @@ def build_cache(
     return DecodedCache(entry)
 
 
+def cases_fingerprint(source: Source, case_ids: Sequence[str], *, folder: str | Path | None = None) -> str:
+    """Changes with the ids, with any of their images and with any of their masks; nothing is decoded.
+
+    Args:
+        source: any ``Source``; may read the masks of these cases.
+        folder: where earlier answers are kept; ``default_folder()`` if None.
+    Raises:
+        NotFoundError, DataError: a file is gone or cannot be read.
+    """
+    load_memo(folder)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        key = _key(source, list(case_ids), 0, True, pool)
+    save_memo(folder)
+    return key
+
+
 def file_sha256(path: str | Path) -> str:
     """Content hash of a file; remembered by (absolute path, size, mtime), so that restarts need no second read.
 

@@ -107,9 +107,10 @@ class H5Slices:
 
     def spacing(self, case_id: str) -> tuple[float, ...] | None:
         """(z, y, x) in mm of a volume, (y, x) of a slice; None when unknown."""
-        if self._spacing is None or case_id not in self.splits.train_set:
-            return self._spacing
-        return self._spacing[1:]
+        if self._spacing is None:
+            return None
+        with _dataset(self.image_path(case_id), self.image_key, self._ranks(case_id)) as dataset:
+            return self._spacing[-dataset.ndim :]
 
     def fingerprint(self, case_id: str) -> str:
         """sha256 of the image dataset, not of the file: that would change with the label."""

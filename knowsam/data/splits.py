@@ -85,20 +85,6 @@ class Splits:
         return str(self.folder / file_name) + (f":{line}" if line else "")
 
 
-def read_list(path: str | Path) -> list[tuple[int, str]]:
-    """Read ids, one a line; blank lines and lines that begin with ``#`` are skipped. BOM and CRLF are fine.
-
-    Returns:
-        [(line number from 1, id)], in file order.
-    Raises:
-        NotFoundError: no such file.
-        DataError: not UTF-8, or ids that are no plain path inside the data folder; all such lines in one error.
-    """
-    entries, faults = _parse(Path(path))
-    _raise_all(faults, str(path))
-    return entries
-
-
 def load_splits(folder: str | Path, labelled: str = "labelled_10pct", *, group_regex: str | None = None) -> Splits:
     """Read and check ``train.txt``, ``val.txt``, ``test.txt`` and one ``labelled_*.txt`` of a folder.
 

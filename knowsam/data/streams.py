@@ -82,7 +82,7 @@ class TwoStreams(Dataset):
         self.seed, self.rank, self.world_size = seed, rank, world_size
 
     def fingerprint(self) -> dict[str, str]:
-        """Names of the decoded caches: they change with the lists, with any image and with any labelled mask."""
+        """Stream -> name of its decoded cache: it changes with the list, with any image and with any labelled mask."""
         caches = {"labelled": self.labelled, "unlabelled": self.unlabelled}
         return {name: cache.folder.name for name, cache in caches.items() if cache is not None}
 

@@ -46,9 +46,9 @@ class Evaluation:
         empty: whether ``"include"`` or ``"exclude"`` rows of status ``empty_both`` in means.
         distances: whether HD95, ASD and NSD were measured.
         metric_rules: ``METRIC_RULES`` of the code that scored.
-        checkpoint: which weights were scored and how they were chosen: ``file``, ``step``, ``chosen_by`` (words),
-            ``split`` and ``value`` (the split and the score that chose; None when none did). None when the model did
-            not come from a run's checkpoint.
+        checkpoint: which weights were scored and how they were chosen: ``file``, ``step``, ``outputs`` (all that these
+            weights have), ``chosen_by`` (words), ``split`` and ``value`` (the split and the score that chose; None when
+            none did). None when the model did not come from a run's checkpoint.
     """
 
     rows: list[dict[str, Any]]

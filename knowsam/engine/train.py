@@ -58,6 +58,7 @@ def train(
     run: RunFolder,
     rank: Rank,
     config_yaml: str,
+    data: Mapping[str, str],
     max_steps: int,
     seed: int,
     precision: str = "fp32",
@@ -87,6 +88,8 @@ def train(
         run: locked folder.
         rank: this process.
         config_yaml: resolved configuration, stored in the checkpoints so that they know their architecture.
+        data: name -> fingerprint of all images and masks that decide about the weights, those for validation included;
+            stored in the checkpoints, and a run is only resumed with the same.
         max_steps: optimizer updates in all.
         seed: of the run; all noise of micro-batch t is a function of (seed, rank, t).
         precision: ``fp32``, ``bf16`` or ``fp16`` autocast; losses are float32 in any case.
@@ -109,9 +112,13 @@ def train(
     state = TrainState()
     scaler = torch.amp.GradScaler(rank.device.type, enabled=precision == "fp16")
     if resume is not None:
-        if resume["data"] != streams.fingerprint():
+        # Older checkpoints know nothing of the validation data.
+        before = {"validation": data.get("validation"), **resume["data"]}
+        if before != dict(data):
+            changed = [name for name in {**before, **data} if before.get(name) != data.get(name)]
             raise DataError(
-                f"the training data of {run} have changed since step {resume['step']}: lists, images or labelled masks",
+                f"the data of {run} have changed since step {resume['step']}: lists, images or masks that may be read "
+                f"({', '.join(changed)})",
                 hint="Bring the old data back, or train again in a new run folder (run=...).",
             )
         method.load_state_dict(resume["method"])
@@ -133,7 +140,7 @@ def train(
             "step": state.step,
             "best": state.best,
             "config": config_yaml,
-            "data": streams.fingerprint(),
+            "data": dict(data),
             "environment": environment,
             "world_size": rank.world_size,
         }

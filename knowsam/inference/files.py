@@ -24,6 +24,8 @@ from knowsam.data.readers import EXTENSIONS, MAX_PIXELS, MAX_VOXELS, grey_slices
 from knowsam.errors import ConfigError, DataError, NotFoundError
 
 Kind = Literal["masks", "probabilities", "uncertainty"]
+ANSWERS = ("masks", "probabilities", "uncertainty", "overlays")
+"""Folders that answers go to."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,8 @@ def find_inputs(path: str | Path, rules: Rules, *, beside: str | Path | None = N
     Args:
         path: file or folder. In folders, hidden files and other extensions are passed over.
         rules: how to read them.
-        beside: a folder that is left out, such as the one that the answers go to.
+        beside: the folder that the answers go to; what is in it is left out, or, where it holds the files themselves,
+            its folders of answers.
     Raises:
         NotFoundError: no such file or folder.
         DataError: a file of an unknown kind, or a folder without one of a known kind.
@@ -265,15 +268,19 @@ def find_inputs(path: str | Path, rules: Rules, *, beside: str | Path | None = N
     if not path.is_dir():
         raise NotFoundError(f"{path} does not exist", hint="Give a picture, a volume, or a folder that holds some.")
     last = tuple(dict.fromkeys("." + extension.rpartition(".")[2] for extension in known))
-    out = Path(beside).resolve() if beside is not None else None
     files = [file for group in scan_folder(path, last).values() for file in group]
-    if out is not None and out != path.resolve():
+    for out in [] if beside is None else _answers(Path(beside).resolve(), path.resolve()):
         files = [file for file in files if not file.resolve().is_relative_to(out)]
     inputs = [_input(file, file.relative_to(path).as_posix(), rules) for file in files]
     inputs = sorted((item for item in inputs if item is not None), key=lambda item: item.name)
     if not inputs:
         raise DataError(f"{path} holds nothing to segment; {allowed}")
     return inputs
+
+
+def _answers(out: Path, files: Path) -> list[Path]:
+    """Folders that hold answers, not questions."""
+    return [out / kind for kind in ANSWERS] if files.is_relative_to(out) else [out]
 
 
 def _input(path: Path, name: str, rules: Rules) -> InputFile | None:

@@ -108,11 +108,12 @@ def predict_files(
         )
     outcome = Outcome()
     todo: dict[str, InputFile] = {}
-    sharing = Counter(wanted.targets(file, out)["masks"] for file in files)
+    sharing = Counter(target for file in files for target in wanted.targets(file, out).values())
     for file in files:
         targets = wanted.targets(file, out)
-        if sharing[targets["masks"]] > 1:
-            outcome.failed.append((file, DataError(f"{file.path}: another file has the same mask {targets['masks']}")))
+        shared = next((target for target in targets.values() if sharing[target] > 1), None)
+        if shared is not None:
+            outcome.failed.append((file, DataError(f"{file.path}: another file's answer would be {shared}, too")))
         elif not overwrite and all(target.exists() for target in targets.values()):
             outcome.skipped += 1
         else:

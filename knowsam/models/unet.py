@@ -43,6 +43,9 @@ class UNet(nn.Module):
         super().__init__()
         if len(channels) != len(dropout):
             raise ValueError(f"channels and dropout need one entry per level, got {len(channels)} and {len(dropout)}")
+        if not channels or min(channels) < 1:
+            raise ValueError(f"channels needs at least one level, each of at least 1, got {list(channels)}")
+        self.size_divisor = 2 ** (len(channels) - 1)
         self.encoder = nn.ModuleList(
             ConvBlock(i, o, p) for i, o, p in zip((in_channels, *channels[:-1]), channels, dropout, strict=True)
         )

@@ -37,6 +37,7 @@ class VNet(nn.Module):
     """
 
     depths = (1, 2, 3, 3, 3)
+    size_divisor = 16
 
     def __init__(
         self,
@@ -48,6 +49,8 @@ class VNet(nn.Module):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {sorted(NORMS)}, got {norm!r}")
+        if filters < 1:
+            raise ValueError(f"filters must be at least 1, got {filters}")
         widths = [filters * 2**level for level in range(5)]
         self.stem = _block(widths[0], self.depths[0], norm, in_channels)
         self.down = nn.ModuleList(

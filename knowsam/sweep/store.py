@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +133,8 @@ class Store:
     def _add_missing(self, retry_failed: bool) -> None:
         from optuna.trial import TrialState, create_trial
 
+        if self.plan["search"] and retry_failed:
+            self._retry_search()
         known = self._latest()
         for item in self.plan["trials"]:
             trial = known.get(item["key"])
@@ -140,6 +142,25 @@ class Store:
                 attrs = {name: item[name] for name in ("key", "setting", "experiment", "seed", "folder")}
                 attrs["overrides"] = item["overrides"]
                 self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attrs))
+
+    def _retry_search(self) -> None:
+        """Each failed trial once more, as one whose process died: the next worker goes on with it."""
+        from optuna.trial import TrialState, create_trial
+
+        trials = self.study.get_trials(deepcopy=False)
+        retried = _retried(trials)
+        for trial in trials:
+            # Without a folder its settings are impossible, and stay so.
+            if trial.state == TrialState.FAIL and trial.user_attrs.get("folder") and trial.number not in retried:
+                attrs = {**self._item(trial), "retry_of": trial.number}
+                self.study.add_trial(
+                    create_trial(
+                        state=TrialState.RUNNING,
+                        params=trial.params,
+                        distributions=trial.distributions,
+                        user_attrs=attrs,
+                    )
+                )
 
     # ------------------------------------------------------------ reading
 
@@ -149,7 +170,9 @@ class Store:
         A search's trials come from the study alone.
         """
         if self.plan["search"]:
-            drawn = [trial for trial in self.study.get_trials(deepcopy=False) if "folder" in trial.user_attrs]
+            trials = self.study.get_trials(deepcopy=False)
+            retried = _retried(trials)
+            drawn = [trial for trial in trials if "folder" in trial.user_attrs and trial.number not in retried]
             return [{**self._item(trial), **self._outcome(trial)} for trial in drawn]
         latest = self._latest()
         items = [{**item, **self._outcome(latest.get(item["key"]))} for item in self.plan["trials"]]
@@ -366,6 +389,11 @@ class Claim:
     def release(self) -> None:
         """Give the trial back; another worker goes on with it."""
         self.lock.release()
+
+
+def _retried(trials: "Sequence[FrozenTrial]") -> set[int]:
+    """Numbers of failed trials of a search that were begun again, under another number."""
+    return {trial.user_attrs["retry_of"] for trial in trials if "retry_of" in trial.user_attrs}
 
 
 def open_study(folder: Path, url: str | None, name: str, search: Mapping[str, Any] | None) -> "Study":

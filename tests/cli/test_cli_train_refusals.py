@@ -1,5 +1,7 @@
 """What is refused before anything costly is done, and what a changed dataset does to a resumed run."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from knowsam import components
 from knowsam.cli.main import run_command
 from knowsam.config import load_config
+from knowsam.engine.checkpoint import save_checkpoint
 from knowsam.models.sam import variants
 
 
@@ -75,7 +78,7 @@ def folder(lab, tmp_path, monkeypatch):
     return [*words, "data.labels={0: 0, 1: 255}", "method={name: supervised}"]
 
 
-@pytest.mark.parametrize("change", ["image", "labelled mask", "list"])
+@pytest.mark.parametrize("change", ["image", "labelled mask", "list", "val list", "val mask"])
 def test_changed_data_stop_a_resumed_run(lab, tmp_path, folder, capsys, change):
     own = tmp_path / "data" / "own"
     assert lab.train(tmp_path / "run", *folder, "--stop-at", "2") == 0
@@ -83,10 +86,25 @@ def test_changed_data_stop_a_resumed_run(lab, tmp_path, folder, capsys, change):
         Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(own / "images" / "case_0.png")
     elif change == "labelled mask":
         Image.fromarray(np.zeros((40, 48), np.uint8)).save(own / "masks" / "case_1.png")
+    elif change == "val mask":
+        Image.fromarray(np.zeros((40, 48), np.uint8)).save(own / "masks" / "case_6.png")
+    elif change == "val list":  # what was for test now chooses the checkpoint
+        (tmp_path / "splits" / "val.txt").write_text("case_8\ncase_9\n")
+        (tmp_path / "splits" / "test.txt").write_text("case_6\ncase_7\n")
     else:
         (tmp_path / "splits" / "labelled_half.txt").write_text("case_0\ncase_1\n")
     assert lab.train(tmp_path / "run", *folder) == 65
     assert "have changed since step 2" in capsys.readouterr().err
+
+
+def test_a_checkpoint_from_before_the_validation_data_were_recorded(lab, tmp_path, folder):
+    run = tmp_path / "run"
+    assert lab.train(run, *folder, "--stop-at", "2") == 0
+    state = lab.last(run)
+    del state["data"]["validation"]
+    save_checkpoint(run / "last.pt", state)
+    assert lab.train(run, *folder) == 0
+    assert lab.last(run)["data"]["validation"]
 
 
 def test_unlabelled_masks_are_no_part_of_the_data(lab, tmp_path, folder):
@@ -106,6 +124,84 @@ def test_a_wrong_label_list_is_no_reason_to_fetch_data(lab, tmp_path, folder, ca
     assert lab.train(tmp_path / "run", *folder, "data.labelled=labelled_7pct", "data.obtain=fetch it there") == 66
     error = capsys.readouterr().err
     assert "labelled_half" in error and "fetch it there" not in error
+
+
+def test_training_cases_are_never_scored(lab, tmp_path, folder, capsys):
+    """Whatever became of the lists since: drawn anew with another seed, for one."""
+    run, splits = tmp_path / "run", tmp_path / "splits"
+    assert lab.train(run, *folder, "train.max_steps=1") == 0
+    for name, ids in {"train": "2356", "labelled_half": "23", "val": "04", "test": "1789"}.items():
+        (splits / f"{name}.txt").write_text("".join(f"case_{i}\n" for i in ids))
+    capsys.readouterr()
+    for split, found in (("test", "1 of the 4 test cases, 'case_1'"), ("val", "2 of the 2 val cases, 'case_0'")):
+        assert run_command("evaluate", [str(run), "--split", split]) == 65
+        error = capsys.readouterr().err
+        assert found in error and f"were training cases of {run}" in error and "Traceback" not in error
+    assert not (run / "evaluation").exists()
+    (splits / "test.txt").write_text("case_7\ncase_8\ncase_9\n")
+    assert run_command("evaluate", [str(run), "--outputs", "fusion"]) == 0
+    assert "test.txt has changed since" in capsys.readouterr().err
+
+
+def test_slices_of_a_patient_that_was_trained_on_are_not_scored(lab, tmp_path, folder, capsys):
+    run, splits = tmp_path / "run", tmp_path / "splits"
+    words = (*folder, "data.group_regex=case_([0-9])", "train.max_steps=1")
+    assert lab.train(run, *words) == 0
+    own = tmp_path / "data" / "own"
+    for kind in ("images", "masks"):
+        (own / kind / "case_1_later.png").write_bytes((own / kind / "case_9.png").read_bytes())
+    (splits / "test.txt").write_text("case_1_later\n")
+    (splits / "train.txt").write_text("case_0\ncase_2\ncase_3\n")
+    (splits / "labelled_half.txt").write_text("case_0\n")
+    assert run_command("evaluate", [str(run)]) == 65
+    assert "'case_1_later' for one, were training cases" in capsys.readouterr().err
+
+
+def test_scores_by_other_options_do_not_pass_for_the_run_s(lab, tmp_path, capsys):
+    run, words = tmp_path / "run", ("method.name=supervised", "train.max_steps=1", "--evaluate")
+    assert lab.train(run, *words) == 0
+    read = lambda: json.loads((run / "evaluation" / "test.json").read_text())  # noqa: E731
+    whole = read()
+    for options in (["--checkpoint", "last"], ["--outputs", "unet"], ["--empty", "include"], ["--nsd-tolerance", "3"]):
+        assert run_command("evaluate", [str(run), *options]) == 0
+        assert read() != whole
+        assert lab.train(run, *words) == 0
+        assert read() == whole, options
+    capsys.readouterr()
+    assert lab.train(run, *words) == 0
+    assert "is scored already" in capsys.readouterr().out
+    # A tolerance changes no weight, so a finished run takes another one.
+    assert lab.train(run, *words, "evaluate.nsd_tolerance=4") == 0
+    assert read()["nsd_tolerance"] == 4
+    assert lab.train(run, *words, "evaluate.nsd_tolerance=-1") == 78
+    assert run_command("evaluate", [str(run), "--nsd-tolerance", "-1"]) == 2
+
+
+def test_a_converted_run_is_no_training_to_go_on_with(lab, tmp_path, capsys):
+    run, words = tmp_path / "run", ("method.name=supervised", "train.max_steps=1")
+    assert lab.train(run, *words) == 0
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "step": None}))
+    (run / "last.pt").unlink()
+    assert lab.train(run, *words) == 73
+    assert "holds a converted checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["students.unet.channels=[2,2,2,2,2,2]", "students.unet.dropout=[0,0,0,0,0,0]", "data.image_size=80"],
+            "data.image_size must be divisible by 32, got 80",
+        ),
+        (["students.unet.channels=[]", "students.unet.dropout=[]"], "at least one level"),
+        (["students.unet.channels=[4,0]"], "each of at least 1"),
+        (["students.vnet.filters=0"], "filters must be at least 1"),
+    ],
+)
+def test_students_that_fit_nothing(lab, tmp_path, capsys, words, text):
+    assert lab.train(tmp_path / "run", "method.name=supervised", *words) == 78
+    assert text in capsys.readouterr().err
 
 
 def test_evaluate_builds_what_the_checkpoint_holds(lab, tmp_path, folder):

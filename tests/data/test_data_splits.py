@@ -9,7 +9,6 @@ from knowsam.data.splits import (
     inspect_splits,
     load_splits,
     read_groups,
-    read_list,
     unlistable,
 )
 from knowsam.errors import ConfigError, DataError, NotFoundError
@@ -27,6 +26,13 @@ def write(folder, files):
     for name, text in files.items():
         (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
     return folder
+
+
+def read_list(path):
+    """(line, id) of one list, by way of its folder."""
+    assert path.name == "test.txt"
+    splits = load_splits(path.parent)
+    return sorted((splits.lines["test.txt"][i], i) for i in splits.test)
 
 
 def test_good_folder(tmp_path):
@@ -58,14 +64,14 @@ def test_all_and_test_only(tmp_path):
     ],
 )
 def test_tolerated_text(tmp_path, content):
-    path = tmp_path / "list.txt"
+    path = tmp_path / "test.txt"
     path.write_bytes(content)
     assert [i for _, i in read_list(path)] == ["b", "a"]
 
 
 def test_names_survive(tmp_path):
     names = ["a b", "é", "e\u0301", "it's", "-x", "x\u2028y", "sub/a", "a..b", "😀", "a#b"]
-    path = tmp_path / "list.txt"
+    path = tmp_path / "test.txt"
     path.write_text("".join(f"{n}\n" for n in names), encoding="utf-8")
     assert read_list(path) == list(enumerate(names, start=1))
 
@@ -90,16 +96,16 @@ def test_names_survive(tmp_path):
     ],
 )
 def test_escapes_are_refused_with_their_line(tmp_path, bad):
-    path = tmp_path / "list.txt"
+    path = tmp_path / "test.txt"
     path.write_text(f"# head\nfine\n{bad}\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"list\.txt:3: "):
+    with pytest.raises(DataError, match=r"test\.txt:3: "):
         read_list(path)
 
 
 def test_not_utf8(tmp_path):
-    path = tmp_path / "list.txt"
+    path = tmp_path / "test.txt"
     path.write_bytes(b"a\nb\n\xff\xfe\n")
-    with pytest.raises(DataError, match=r"list\.txt:3: not UTF-8"):
+    with pytest.raises(DataError, match=r"test\.txt:3: not UTF-8"):
         read_list(path)
     path.write_bytes("a\nb\n".encode("utf-16"))
     with pytest.raises(DataError, match="UTF-8"):
@@ -230,7 +236,7 @@ def test_group_of():
 def test_names_that_lists_cannot_hold(tmp_path):
     for name in ("a", "a b", "sub/a", "a#b", "é"):
         assert unlistable(name) is None
-        (tmp_path / "x.txt").write_text(f"{name}\n", encoding="utf-8")
-        assert read_list(tmp_path / "x.txt") == [(1, name)]
+        (tmp_path / "test.txt").write_text(f"{name}\n", encoding="utf-8")
+        assert read_list(tmp_path / "test.txt") == [(1, name)]
     for name in ("#a", " a", "a ", "a\nb"):
         assert unlistable(name)

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from knowsam.cli.main import run_command
 from knowsam.engine import checkpoint
@@ -245,6 +246,18 @@ def test_other_settings_are_refused_or_accepted(lab, tmp_path, capsys):
     cosmetic = ("train.log_every=2", "train.checkpoint_every=1", "evaluate.batch_size=1", "data.obtain=elsewhere")
     assert lab.train(run, *words, *cosmetic) == 0
     assert lab.last(run)["step"] == 3
+
+
+def test_a_setting_that_came_later_has_its_default(lab, tmp_path, capsys):
+    run, words = tmp_path / "run", ("method.name=supervised", "train.max_steps=3")
+    assert lab.train(run, *words, "--stop-at", "1") == 0
+    state = lab.last(run)
+    values = yaml.safe_load(state["config"])
+    del values["train"]["gradient_exchange"], values["published_code"]
+    checkpoint.save_checkpoint(run / "last.pt", {**state, "config": yaml.safe_dump(values)})
+    assert lab.train(run, *words, "train.gradient_exchange=bf16") == 73
+    assert "train.gradient_exchange: 'fp32' -> 'bf16'" in capsys.readouterr().err
+    assert lab.train(run, *words) == 0
 
 
 def test_a_second_process_is_kept_out(lab, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import os
 import threading
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -137,6 +138,23 @@ def test_files_that_would_share_a_mask_are_refused(folder):
     outcome = predict(folder)
     assert [file.name for file, _ in outcome.failed] == ["0.bmp", "0.png"] and outcome.done == 4
     assert not (folder / "out" / "masks" / "0.png").exists()
+
+
+def test_no_answer_of_any_kind_is_shared(folder):
+    with h5py.File(folder / "in" / "0.h5", "w") as file:  # its mask is masks/0.h5, but its overlay overlays/0.png
+        file["image"] = np.zeros((30, 40), np.uint8)
+    outcome = predict(folder, wanted=Wanted(CLASSES, overlays=True))
+    assert outcome.done == 4 and sorted(file.name for file, _ in outcome.failed) == ["0.h5", "0.png"]
+    assert "overlays/0.png" in str(outcome.failed[0][1])
+    assert predict(folder, out="masks alone").done == 6
+
+
+def test_answers_beside_the_questions_are_no_questions(folder):
+    for done, skipped in ((5, 0), (0, 5)):
+        files = find_inputs(folder / "in", Rules(), beside=folder / "in")
+        outcome = predict_files(by_brightness, files, folder / "in", Wanted(CLASSES, overlays=True), **SETTINGS)
+        assert (outcome.done, outcome.skipped) == (done, skipped)
+    assert len(tree(folder / "in")) == 15
 
 
 def test_a_full_disk_ends_the_work_and_loses_nothing(folder, monkeypatch):

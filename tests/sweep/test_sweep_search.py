@@ -136,6 +136,29 @@ def test_a_search(bench, capsys):
     assert len(bench.told()) == 8, "two more"
 
 
+def test_failed_trials_of_a_search_are_tried_again(bench, capsys):
+    search = {"space": {**SPACE, "data.image_size": [64, 40]}, "trials": 5, "sampler": "random", "seed": 3}
+    file = bench.write(search=search, seeds=[4], retries=0)
+    bench.program("import sys\nsys.exit(3)")
+    assert run_command("sweep", [str(file)]) == 1
+    before = Store(bench.folder).trials()
+    impossible = [item for item in before if not item["folder"]]
+    assert {item["state"] for item in before} == {"failed"} and 0 < len(impossible) < 5
+
+    bench.program(PEAK)
+    assert run_command("sweep", [str(file)]) == 1
+    assert bench.told() == [], "nothing is left to do"
+    assert run_command("sweep", [str(file), "--retry-failed"]) == 1
+    assert len(bench.told()) == 5 - len(impossible)
+    after = Store(bench.folder).trials()
+    assert {item["key"]: item["overrides"] for item in after} == {item["key"]: item["overrides"] for item in before}
+    assert [item for item in after if item["state"] == "failed"] == impossible
+    assert run_command("sweep", [str(file), "--retry-failed"]) == 1
+    assert len(bench.told()) == 5 - len(impossible), "what is complete stays so"
+    said = capsys.readouterr().out
+    assert f"bench: {5 - len(impossible)} complete, {len(impossible)} failed (exit 78)" in said
+
+
 def test_dry_run_and_status(bench, capsys):
     file = bench.write(search={"space": SPACE, "trials": 3}, seeds=[4])
     assert run_command("sweep", [str(file), "--dry-run", "--no-timing"]) == 0

@@ -514,6 +514,12 @@ def test_the_content_of_the_lists_changes_the_key(lists):
     assert key_of(base, "data.labelled=labelled_10pct.txt") != before
 
 
+def test_the_key_outlives_versions(tmp_path):
+    # A new setting belongs into identity.LATER, with the default that keeps finished trials what they were.
+    (tmp_path / "x.yaml").write_text("name: x\n")
+    assert key_of(tmp_path / "x.yaml") == "e0405f79eb"
+
+
 def test_the_key_outlives_processes(write):
     base = write().with_name("base.yaml")
     assert key_of(base) == key_of(base)
