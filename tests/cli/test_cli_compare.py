@@ -112,6 +112,7 @@ def test_real_runs(lab, tmp_path, capsys):
     assert scores["checkpoint"] == {
         "file": "best.pt",
         "step": scores["checkpoint"]["step"],
+        "outputs": ["fusion", "unet", "vnet"],
         "chosen_by": "validation Dice of fusion, mean over classes",
         "split": "val",
         "value": pytest.approx(best),

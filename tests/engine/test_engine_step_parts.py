@@ -82,7 +82,8 @@ def test_every_optimizer_of_ours_skips_on_the_device(make):
 
 
 def test_compiled_parts_train_the_same_without_a_graph_break(lab, tmp_path):
-    words = ["train.max_steps=2", "method.mix_start=0.0", "train.tensorboard=false"]
+    # Without dropout, which draws other numbers where it is compiled.
+    words = ["train.max_steps=2", "method.mix_start=0.0", "train.tensorboard=false", "students.unet.dropout=[0.0,0.0]"]
     assert lab.train(tmp_path / "plain", *words) == 0
     torch._dynamo.reset()
     assert lab.train(tmp_path / "compiled", *words, "train.compile=eager") == 0
