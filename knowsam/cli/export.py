@@ -26,6 +26,14 @@ DESCRIPTION = 1
 """Layout of the description; raise it when a key changes its meaning."""
 
 
+RANGES = {
+    "dtype": "type's whole range",
+    "minmax": "own smallest and largest value",
+    "percentile": "own 0.5th and 99.5th percentile",
+}
+"""What ``intensity`` means, see ``readers.to_uint8``."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Words of the command line."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -66,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         raise NotFoundError(f"there is no folder {file.parent} to write {file.name} into", hint="Make it first.")
     loaded = load_run(args.run, args.checkpoint, sam=False)
     output, network = loaded.network(args.output)
+    intensity = loaded.config.data.source.get("intensity", "dtype")
     about = describe(loaded, output, network, args.format, args.gives)
     content, parity = export_network(
         network, args.format, about, gives=args.gives, image_size=loaded.config.data.image_size
@@ -79,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
     write_atomically(file, lambda stream: stream.write(content), need=len(content))
     write_text(beside, json.dumps(record, indent=2) + "\n")
     if args.example:
-        write_text(script, example_script(args.format, model=file.name, name=script.name))
+        write_text(script, example_script(args.format, model=file.name, name=script.name, intensity=intensity))
+    if intensity != "dtype":
+        say(f"training brought every picture to 0..255 by its {RANGES[intensity]}: do so before the network")
     count = sum(parameter.numel() for parameter in network.parameters())
     shapes = ", ".join(f"{b} x {h} x {w}" for b, h, w in parity.checked)
     say(
@@ -109,6 +120,7 @@ def describe(loaded: LoadedRun, output: str, network: Any, file_format: str, giv
     from knowsam.inference.export import LARGEST, MULTIPLE, SMALLEST, needed_packages
 
     config = loaded.config
+    intensity = config.data.source.get("intensity", "dtype")
     sizes = {"multiple_of": MULTIPLE, "from": SMALLEST, "to": LARGEST}
     students = getattr(network, "students", None)
     return {
@@ -122,7 +134,8 @@ def describe(loaded: LoadedRun, output: str, network: Any, file_format: str, giv
             "type": "float32",
             "axes": ["batch", "red green blue", "height", "width"],
             "range": [0, 1],
-            "intensity": config.data.source.get("intensity", "dtype"),
+            "intensity": intensity,
+            "intensity_means": f"0..1 are 0..255, to which training brought every picture by its {RANGES[intensity]}",
             "height_and_width": sizes,
         },
         "answer": {"name": gives, "type": "float32", "axes": ["batch", "class", "height", "width"]},

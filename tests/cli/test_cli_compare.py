@@ -129,6 +129,7 @@ def test_real_runs(lab, tmp_path, capsys):
     assert scores["checkpoint"] == {
         "file": "last.pt",
         "step": 2,
+        "outputs": ["fusion", "unet", "vnet"],
         "chosen_by": "last step",
         "split": None,
         "value": None,
