@@ -253,8 +253,11 @@ def _weights_file(path: str) -> Path:
     for place in places:
         if place.exists():
             return place
+    fetched = f"weights/{Path(path).name}"  # where `weights fetch` puts it
+    if any(place.exists() for place in data_places(fetched)):
+        raise NotFoundError(f"SAM's weights {path!r} are not there", hint=f"Did you mean sam.weights={fetched}?")
     tried = "\n".join(f"  {place}" for place in places)
     raise NotFoundError(
         f"SAM's weights {path!r} are not there; looked at\n{tried}",
-        hint=f"{where_to_get()} Or train SAM from random weights with sam.weights=null.",
+        hint=f"{where_to_get()} Its name is then weights/FILE. Or train SAM from random weights: sam.weights=null.",
     )

@@ -64,7 +64,7 @@ def signature(target: str) -> dict[str, Parameter]:
         LookupError: there is no such module, or it holds no such class or function.
     """
     module, name = target.split(":")
-    tree = ast.parse(_source(module).read_text(encoding="utf-8"))
+    tree = ast.parse(source_file(module).read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return _arguments(node, skip=0)
@@ -76,7 +76,8 @@ def signature(target: str) -> dict[str, Parameter]:
     raise LookupError(f"module {module!r} has no class or function {name!r}")
 
 
-def _source(module: str) -> Path:
+def source_file(module: str) -> Path:
+    """The file of a module, which is not imported. Raises LookupError: there is none."""
     if module.partition(".")[0] == "knowsam":  # found without running the packages' __init__, which import torch
         path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
         if not path.is_file():
@@ -85,9 +86,9 @@ def _source(module: str) -> Path:
     try:
         spec = importlib.util.find_spec(module)
     except ImportError as error:
-        raise LookupError(f"module {module!r} cannot be imported: {error}") from error
+        raise LookupError(f"module {module!r} cannot be imported: {error}; is its folder in PYTHONPATH?") from error
     if spec is None or not spec.origin:
-        raise LookupError(f"there is no module {module!r} on the Python path")
+        raise LookupError(f"there is no module {module!r} on the Python path (PYTHONPATH=. adds the folder you are in)")
     return Path(spec.origin)
 
 

@@ -231,6 +231,14 @@ def test_inherits_chain_relative_to_each_file(write):
     assert config.data.image_size == 64
 
 
+def test_a_table_of_labels_is_replaced_whole(write):
+    three = "data: {classes: [background, a, b], labels: {0: 0, 1: 100, 2: 200}}"
+    write(three, "three.yaml")
+    two = write("inherits: three.yaml\ndata: {classes: [background, a], labels: {0: [0, 200], 1: 100}}")
+    assert load_config(two).data.labels == {0: [0, 200], 1: 100}
+    assert load_config(write(three), ["data.labels={0: 0, 1: 5, 2: 7}"]).data.labels == {0: 0, 1: 5, 2: 7}
+
+
 def test_several_parents_the_later_wins(write):
     write("name: a\ntrain: {seed: 1, max_steps: 11}", "a.yaml")
     write("name: b\ntrain: {seed: 2}", "b.yaml")

@@ -16,6 +16,7 @@ ALLOWED = {
     "errors": ((), ()),
     "schedules": ((), ()),
     "text": ((), ()),
+    "palette": ((), ()),
     "signals": ((), ()),
     "files": (("errors",), ()),
     "mixing": ((), ("torch",)),
@@ -24,20 +25,20 @@ ALLOWED = {
     "models": (("losses.entropy", "errors", "pretrained"), ("torch", "segment_anything")),
     "metrics": (("errors",), ("numpy", "scipy", "monai", "torch")),
     "data": (
-        ("errors", "files"),
+        ("errors", "files", "palette"),
         ("torch", "numpy", "scipy", "h5py", "skimage", "PIL", "kornia", "imageio", "tifffile"),
     ),
     "methods": (("losses", "models", "mixing", "schedules", "data.batch"), ("torch",)),
     "inference": (
-        ("data.source", "data.readers", "data.h5", "errors", "files", "losses.entropy"),
+        ("data.source", "data.readers", "data.h5", "errors", "files", "losses.entropy", "palette"),
         ("torch", "numpy", "scipy", "monai", "PIL", "h5py", "nibabel", "pydicom", "onnx", "onnxruntime"),
     ),
     "engine": (
-        ("methods.base", "data", "metrics", "inference", "schedules", "errors", "files", "signals", "text"),
+        ("methods.base", "data", "metrics", "inference", "schedules", "errors", "files", "palette", "signals", "text"),
         ("torch", "numpy", "scipy", "rich", "tensorboard", "PIL"),
     ),
     "report": (
-        ("engine", "errors", "files", "metrics", "text"),
+        ("engine", "errors", "files", "metrics", "palette", "text"),
         ("numpy", "scipy", "jinja2", "matplotlib", "PIL", "skimage"),
     ),
     "compat": (("methods", "models", "losses", "data.batch", "engine.optim", "errors"), ("torch",)),

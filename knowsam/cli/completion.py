@@ -5,6 +5,8 @@ import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 
+from knowsam.pretrained import WEIGHTS
+
 EPILOG = """examples:
   eval "$(knowsam completion bash)"                                                    # this shell, at once
   knowsam completion bash > ~/.local/share/bash-completion/completions/knowsam         # every new bash
@@ -28,6 +30,7 @@ KINDS = (
 # Words that a command takes in the place of a file and that its parser does not list.
 WORDS = {
     "sweep": ("work", "status"),
+    "weights": tuple(WEIGHTS),
     "benchmark": ("step", "parts", "data", "inference", "prediction", "startup", "processes"),
 }
 
@@ -93,7 +96,7 @@ def _argument(command: str, action: argparse.Action) -> Argument:
     if str(action.metavar).lower() == "key=value":
         return Argument(flags, ANY, tuple(override_keys()), about, many=True)
     choices = tuple(str(choice) for choice in action.choices or ())
-    choices += () if flags else WORDS.get(command, ())
+    choices += () if flags or choices else WORDS.get(command, ())
     return Argument(flags, _kind(action) if value else "", choices, about, action.nargs in ("*", "+"))
 
 
@@ -104,8 +107,10 @@ def _kind(action: argparse.Action) -> str:
 
 
 def override_keys() -> list[str]:
-    """``train.seed=`` and so on: what ``key=value`` may begin with; blocks that name components stay open."""
-    from knowsam.config import Config
+    """``train.seed=``, ``method.name=`` and so on: what ``key=value`` may begin with."""
+    from knowsam import components
+    from knowsam.config.checking import PROVIDED
+    from knowsam.config.schema import Config
 
     keys = []
     for item in fields(Config):
@@ -113,7 +118,23 @@ def override_keys() -> list[str]:
             keys += [f"{item.name}.{inner.name}=" for inner in fields(item.type)]
         else:
             keys.append(f"{item.name}=" if item.name in ("name", "run", "published_code") else f"{item.name}.")
-    return keys
+    blocks = {
+        "method": ("method", components.METHODS),
+        "fusion": ("fusion", components.FUSION_HEADS),
+        "data.source": ("source", components.SOURCES),
+        "sam.tuning": ("tuning", components.TUNINGS),
+        "sam.prompt": ("prompt", components.PROMPT_GENERATORS),
+        "optim.subnets": ("optim", components.OPTIMIZERS),
+        "optim.sam": ("optim", components.OPTIMIZERS),
+        "sam": ("sam", {"": components.SAM_GUIDE}),
+        "skd": ("skd", {"": components.SKD}),
+        "augment": ("", {"": components.AUGMENTER}),
+    }
+    for place, (kind, table) in blocks.items():
+        options = dict.fromkeys(name for target in table.values() for name in components.signature(target))
+        named = [] if "" in table else ["name"]
+        keys += [f"{place}.{name}=" for name in [*named, *options] if name not in PROVIDED.get(kind, ())]
+    return list(dict.fromkeys(keys))
 
 
 # ---------------------------------------------------------------- bash
@@ -199,12 +220,16 @@ def bash(commands: list[Command]) -> str:
 
 
 def _bash_values(argument: Argument) -> str:
-    parts = [f'_knowsam_words "{" ".join(argument.choices)}"'] if argument.choices else []
+    parts = [f"_knowsam_files {argument.kind}"] if _files_too(argument) else []
+    parts += [f'_knowsam_words "{" ".join(argument.choices)}"'] if argument.choices else []
     if any(choice.endswith(("=", ".")) for choice in argument.choices):
         parts.append("compopt -o nospace 2>/dev/null")
-    elif argument.kind != ANY and (not argument.choices or argument.kind == YAML):
-        parts.append(f"_knowsam_files {argument.kind}")
     return "; ".join(parts) or ":"
+
+
+def _files_too(argument: Argument) -> bool:
+    """Whether files are offered, beside words if there are some."""
+    return argument.kind in (YAML, FILE) or (argument.kind == FOLDER and not argument.choices)
 
 
 # ---------------------------------------------------------------- zsh
@@ -255,7 +280,7 @@ def _zsh_word(place: int, word: Argument) -> str:
 def _zsh_values(argument: Argument) -> str:
     if any(choice.endswith(("=", ".")) for choice in argument.choices):
         return f' compadd -S "" -- {" ".join(argument.choices)}'  # no space after `=`
-    if argument.choices and argument.kind == YAML:
+    if argument.choices and _files_too(argument):
         return f'_alternative "words\\:word\\:({" ".join(argument.choices)})" "files\\:file\\:_files"'
     return f"({' '.join(argument.choices)})" if argument.choices else _ZSH_FILES[argument.kind]
 
@@ -285,7 +310,7 @@ def fish(commands: list[Command]) -> str:
         for word in command.words:
             if word.choices:
                 lines.append(f"{seen} -a '{' '.join(word.choices)}'")
-            if word.kind != ANY and (not word.choices or word.kind == YAML):
+            if _files_too(word):
                 lines.append(f"{seen} -F")
     return "\n".join(lines) + "\n"
 

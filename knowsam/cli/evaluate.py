@@ -50,8 +50,11 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate each run; compare when there are several."""
     from rich.console import Console
 
+    from knowsam.engine.runfolder import RunFolder
     from knowsam.engine.score_tables import comparison_table, score_table
 
+    for folder in args.runs:
+        RunFolder(folder, create=False)  # a wrong name is told before the others are scored
     console = Console(width=None if Console().is_terminal else 140)
     results = {}
     for folder in args.runs:

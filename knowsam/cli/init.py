@@ -91,7 +91,7 @@ def experiment_text(args: argparse.Namespace, study: "Study", experiment: Path, 
     labelled = default_labelled(study)
     available = ", ".join(name for name in study.drawn.lists if name.startswith("labelled_"))
     lines = [
-        f"# {args.name}: written by knowsam init. Every key: docs/config_reference.md; more: docs/own_data.md.",
+        f"# {args.name}: written by knowsam init. Every key: `make docs`, docs/_build/html/config_reference.html.",
         f"#   knowsam check {args.name}.yaml, then knowsam train {args.name}.yaml; baseline: method.name=supervised",
         f"inherits: {_inherits(experiment)}   # small: 2 cores will do. With a GPU and SAM's weights: published.yaml",
         f"name: {args.name}",

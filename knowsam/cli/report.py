@@ -180,14 +180,16 @@ def _overlays(
 
 def _pseudo_labels(record: "Record", args: argparse.Namespace) -> "PseudoLabels":
     """Score the run's checkpoints on unlabelled training cases; the only place that opens their masks."""
-    from knowsam.errors import KnowsamError
+    from knowsam.errors import DataError, KnowsamError
     from knowsam.report.pseudo import PseudoLabels
     from knowsam.report.record import without_places
 
     try:
         return _scored_pseudo_labels(record, args)
     except KnowsamError as error:
-        reason = str(without_places(" ".join(str(error).split())))
+        reason = str(without_places(" ".join(str(error).split()))).rstrip(".")
+        if args.pseudo_masks == "all" and isinstance(error, DataError):
+            reason += ". If only some unlabelled images have masks, name a list of those: --pseudo-masks labelled_max"
         return PseudoLabels(record.name, args.pseudo_masks, reason=f"{reason}.")
 
 
@@ -289,13 +291,19 @@ def _defaults(folder: str) -> dict[str, Any]:
 
     Empty for a configuration that this version cannot read, such as one with a method that is not installed here.
     """
-    from knowsam.config import parse_config
+    from knowsam.config import Config, parse_config
     from knowsam.config.checking import default_settings
     from knowsam.engine.runfolder import RunFolder
     from knowsam.errors import ConfigError
+    from knowsam.identity import flat_config
 
     path = RunFolder(folder, create=False).config
     try:
-        return default_settings(parse_config(path.read_text(encoding="utf-8"), path))
+        config = parse_config(path.read_text(encoding="utf-8"), path)
+        defaults = default_settings(config)
+        # Where there usually is no such block (skd), writing it is a choice, whatever its options are.
+        usually_absent = {key for key, value in flat_config(Config()).items() if value is None}
+        chosen = {key for key in flat_config(config) if key.partition(".")[0] in usually_absent}
+        return {key: value for key, value in defaults.items() if key not in chosen}
     except ConfigError:
         return {}

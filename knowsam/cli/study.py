@@ -90,7 +90,7 @@ def read_study(args: argparse.Namespace) -> Study:
         found = survey(layout, intensity=intensity, progress=progress)
     notes = [_layout_note(layout, found)]
     if why:
-        notes.append(f"intensity {intensity}: {why}")
+        notes.append(f"intensity {intensity}, for ALL images, those of 8 bits too: {why}")
     labels, threshold, table, classes, reason = _classes(args, found)
     notes += [reason]
     found.cases, strange = without_strange_masks(found.cases, table)
@@ -148,10 +148,13 @@ def _classes(args: argparse.Namespace, found: "Survey") -> tuple[Any, Any, "Labe
             raise ConfigError(f"--labels {args.labels!r} is no YAML: {error}") from error
         if not isinstance(labels, dict):
             raise ConfigError(f"--labels {args.labels!r}; needed are classes and values, such as {{0: 0, 1: 255}}")
+        if len(labels) < 2:
+            raise ConfigError(f"--labels {args.labels!r} names {len(labels)} class; needed are 2 or more")
         threshold, count, reason = None, len(labels), "classes as given by --labels"
     else:
         try:
-            guess = guess_labels({case.id: case.values for case in found.cases if case.values is not None})
+            masks = {case.id: case.values for case in found.cases if case.values is not None}
+            guess = guess_labels(masks, len(names) or None)
         except DataError as error:
             reasons = [f"\n  {fault.text}" for fault in found.faults]
             more = [f"\n  ... and {len(reasons) - 10} more"] if len(reasons) > 10 else []

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from knowsam.cli.arguments import positive
 from knowsam.config import Config, load_config, to_yaml
-from knowsam.identity import config_changes
+from knowsam.identity import config_changes, flat_config
 
 if TYPE_CHECKING:
     from knowsam.engine.distributed import Rank
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             from knowsam.cli import trial
 
             return trial.dry_run(config, rank) if args.dry_run else trial.overfit(config, rank, args.overfit_one_batch)
-        finished = _train(config, args.overrides, rank, args.stop_at)
+        finished = _train(config, args.overrides, rank, args.stop_at, scores_follow=args.evaluate)
         if args.evaluate and finished:
             from knowsam.cli.evaluate import score_if_new
 
@@ -97,7 +97,9 @@ def _pictures_every(config: Config) -> int:
     return config.train.validate_every if every is None else every
 
 
-def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | None) -> bool:
+def _train(
+    config: Config, overrides: list[str], rank: "Rank", stop_at: int | None, *, scores_follow: bool = False
+) -> bool:
     """Train, or go on; True when the run is complete."""
     from knowsam import build
     from knowsam.cli.trial import sam_weights_line
@@ -150,6 +152,8 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
             if config.uses_sam:
                 write_text(run.sam_weights, f"{sam_weights_line(config, built.load_report)}\n")
         _introduce(run, config, rank, streams, method, built.load_report, resume)
+        if rank.rank == 0:
+            _warn_of_classes_never_seen(streams.labelled.masks, config)
 
         from knowsam.engine.evaluate import validate
 
@@ -193,8 +197,9 @@ def _train(config: Config, overrides: list[str], rank: "Rank", stop_at: int | No
         )
     complete = state.step == config.train.max_steps
     if complete:
+        next_step = "" if scores_follow else f"\nnext: knowsam evaluate {run}"
         best = f"best validation Dice {100 * state.best['dice']:.2f} % at step {state.best['step']}"
-        say(f"finished {run} at step {state.step}: {best}\nnext: knowsam evaluate {run}")
+        say(f"finished {run} at step {state.step}: {best}{next_step}")
     return complete
 
 
@@ -269,7 +274,34 @@ def _describe(run: "RunFolder", config: Config, overrides: list[str], rank: "Ran
         "source": repr(source),
         "sha256": dict(getattr(getattr(source, "splits", None), "sha256", {})),
     }
-    run.describe(to_yaml(config), overrides, environment_fingerprint(rank.device), splits)
+    run.describe(to_yaml(config), overrides, environment_fingerprint(rank.device), splits, _own_code(config))
+
+
+def _own_code(config: Config) -> dict[str, str]:
+    """Source text by module of the components that are not knowsam's: git may know nothing of them."""
+    from knowsam.components import source_file
+
+    names = [str(value) for key, value in flat_config(config).items() if key.endswith(".name")]
+    modules = {name.partition(":")[0] for name in names if ":" in name and not name.startswith("knowsam.")}
+    return {module: source_file(module).read_text(encoding="utf-8", errors="replace") for module in sorted(modules)}
+
+
+def _warn_of_classes_never_seen(masks: Any, config: Config) -> None:
+    import numpy as np
+
+    from knowsam.engine.log import warn
+
+    seen = np.zeros(256, dtype=bool)
+    for mask in masks:
+        seen |= np.bincount(mask.ravel(), minlength=256) > 0
+        if seen[: config.num_classes].all():
+            return
+    never = [name for name, there in zip(config.data.classes, seen[: config.num_classes], strict=True) if not there]
+    if never:
+        warn(
+            f"no labelled image shows {', '.join(never)} ({config.data.labelled}, {config.data.image_size} px): "
+            "no network can learn that; choose a longer label list"
+        )
 
 
 def _introduce(run, config: Config, rank: "Rank", streams, method, load_report, resume) -> None:

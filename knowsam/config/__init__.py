@@ -75,4 +75,7 @@ def data_places(path: str) -> list[Path]:
     """
     above = os.environ.get("KNOWSAM_DATA")
     places = [Path(above) / path] if above else []
-    return list(dict.fromkeys([*places, Path("data") / path, REPOSITORY / "data" / path]))
+    places.append(Path("data") / path)
+    if Path.cwd() != REPOSITORY:
+        places.append(REPOSITORY / "data" / path)
+    return list(dict.fromkeys(places))

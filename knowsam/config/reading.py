@@ -126,12 +126,17 @@ def walk(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def merge(parent: Any, child: Any, *, whole: bool = True) -> Any:
-    """Child over parent, key by key; but a block whose ``name`` changes is replaced whole.
+    """Child over parent, key by key; but a block whose ``name`` changes is replaced whole, and so is a table by number.
+
+    Such a table (``data.labels``: what each class is written as) means something only as a whole: with one class fewer,
+    what the parent said of the last one would stay.
 
     ``whole``: these are experiments, not blocks of one; an experiment has a name too, and is no component.
     """
     if not (isinstance(parent, Mapping) and isinstance(child, Mapping)):
         return child
+    if child and not any(isinstance(key, str) for key in child):
+        return dict(child)
     if not whole and "name" in child and parent.get("name", child["name"]) != child["name"]:
         return dict(child)
     return {**parent, **{key: merge(parent.get(key), value, whole=False) for key, value in child.items()}}
@@ -139,6 +144,9 @@ def merge(parent: Any, child: Any, *, whole: bool = True) -> Any:
 
 def _nearest_file(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path("experiments")
+    same = [p for p in (path.with_name(f"{path.name}.yaml"), Path("experiments") / f"{path.stem}.yaml") if p.is_file()]
+    if same:
+        return f"did you mean {same[0]}?"
     names = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"did you mean {folder / near[0]}?" if near else ""

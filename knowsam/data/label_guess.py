@@ -29,11 +29,12 @@ class LabelGuess:
     reason: str
 
 
-def guess_labels(masks: Mapping[str, Mapping[Value, int]]) -> LabelGuess:
+def guess_labels(masks: Mapping[str, Mapping[Value, int]], num_classes: int | None = None) -> LabelGuess:
     """Work out the label table.
 
     Args:
         masks: id -> raw value -> pixels.
+        num_classes: K, if it is known: rare values that would make more of them are then taken for mistakes.
     Raises:
         DataError: no mask, no foreground, or values that have no obvious meaning.
     """
@@ -51,11 +52,14 @@ def guess_labels(masks: Mapping[str, Mapping[Value, int]]) -> LabelGuess:
     few = max(1, int(_RARE * len(masks)))
     common = [v for v in found if seen[v] > few]
     odd = sum(any(v not in common for v in values) for values in masks.values())
-    if not coloured and not _plain(found, masks) and _plain(common, masks) and odd <= few:
-        rare = ", ".join(show_value(v) for v in found if v not in common)
-        found, note = common, f"; {odd} of {len(masks)} masks also hold {rare}, taken for a mistake and not used"
-    else:
-        note = ""
+    note = ""
+    if not coloured and not _plain(found, masks) and odd <= few and len(common) > 1:
+        if _plain(common, masks) or len(common) == num_classes:
+            rare = ", ".join(show_value(v) for v in found if v not in common)
+            found, note = common, f"; {odd} of {len(masks)} masks also hold {rare}, taken for a mistake and not used"
+        elif odd:
+            note = "".join(_rare(v, masks) for v in found if v not in common)
+            note += " (a mistake? --classes or --labels that leave it out do not use such masks)"
     if len(found) < 2:
         raise DataError(
             f"every mask holds the value {show_value(found[0])} only",
@@ -101,6 +105,13 @@ def _colours(found: list[Value], pixels: Counter, note: str) -> LabelGuess:
     labels = {n: [list(colour)] for n, colour in enumerate(order)}
     shown = ", ".join(show_value(v) for v in order)
     return LabelGuess(labels, None, len(order), f"masks are coloured, background first: {shown}{note}")
+
+
+def _rare(value: Value, masks: Mapping[str, Mapping[Value, int]]) -> str:
+    """Where a value stands that may be a slip of the hand."""
+    holders = {i: values[value] for i, values in masks.items() if value in values}
+    some = ", ".join(f"{i}: {pixels} pixels" for i, pixels in list(holders.items())[:3])
+    return f"; {show_value(value)} stands in {len(holders)} of {len(masks)} masks only ({some})"
 
 
 def _background_first(found: list[Value], usual: Value, pixels: Counter) -> list[Value]:

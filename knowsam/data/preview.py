@@ -7,9 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from knowsam.data.batch import Batch
+from knowsam.palette import class_colour
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; for classes 1, 2, ...
-_COLOURS = ((240, 228, 66), (86, 180, 233), (0, 158, 115), (230, 159, 0), (204, 121, 167), (213, 94, 0), (0, 114, 178))
 _TILE, _GAP, _HEAD = 224, 8, 26
 _INK, _PAPER = (31, 35, 40), (255, 255, 255)
 
@@ -62,7 +61,7 @@ def preview(
                 draw.text((x, _HEAD + row * height + _TILE + 4), _short(name), _INK, font)
     x, y = _GAP, _HEAD + rows * height + 4
     for k, name in enumerate(class_names[1:], start=1):
-        draw.rectangle((x, y + 2, x + 12, y + 14), _colour(k))
+        draw.rectangle((x, y + 2, x + 12, y + 14), class_colour(k))
         draw.text((x + 18, y), _short(name), _INK, font)
         x += 40 + int(draw.textlength(_short(name), font))
     file = io.BytesIO()
@@ -96,16 +95,12 @@ def _tile(image: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
     large = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((_TILE, _TILE), Image.Resampling.NEAREST))
     pixels, edge = np.array(picture), contour(large, width=2)
     for k in np.unique(large[edge]):
-        pixels[edge & (large == k)] = _colour(int(k))
+        pixels[edge & (large == k)] = class_colour(int(k))
     return Image.fromarray(pixels)
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:
     return np.rint(image * 255).astype(np.uint8)
-
-
-def _colour(k: int) -> tuple[int, int, int]:
-    return _COLOURS[(k - 1) % len(_COLOURS)]
 
 
 def _short(text: str) -> str:

@@ -19,6 +19,7 @@ from knowsam.engine.distributed import is_main
 from knowsam.engine.log import MetricsLog, warn
 from knowsam.files import write_atomically
 from knowsam.methods.base import StepOutput
+from knowsam.palette import class_colour
 
 MOST = 64
 """Pictures that one run may leave; where ``every`` would give more, every n-th of them is drawn."""
@@ -26,9 +27,6 @@ MOST = 64
 ROWS = 2
 """Images of each kind in one picture."""
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart. Class k has the same colour in every run; blue and
-# orange come first because tissue is red, pink or grey.
-COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66), (0, 114, 178), (213, 94, 0))
 # viridis at 0, 1/4, 1/2, 3/4, 1: equal steps look equal, and it stays readable without colour.
 HEAT = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], dtype=np.float64)
 
@@ -183,11 +181,6 @@ class Panel:
                 canvas[_grow(edge)] *= 0.55  # a dark rim, so that the white line is seen on white tissue
                 canvas[edge] = 255.0
         return np.clip(canvas, 0, 255).round().astype(np.uint8)
-
-
-def class_colour(k: int) -> tuple[int, int, int]:
-    """Colour of class ``k`` >= 1, the same in every picture; repeats after seven."""
-    return COLOURS[(k - 1) % len(COLOURS)]
 
 
 def heat_colours(values: np.ndarray) -> np.ndarray:

@@ -57,7 +57,12 @@ class RunFolder:
         if create:
             self._create()
         elif not self.exists(self.path):
-            raise NotFoundError(f"no run in {self.path} (no config.yaml)", hint="Give the folder that training wrote.")
+            inside = sorted(path.parent.name for path in self.path.glob("*/config.yaml"))
+            hint = "Give the folder that training wrote."
+            if inside:
+                shown = ", ".join(inside[:3]) + (", ..." if len(inside) > 3 else "")
+                hint = f"It holds runs: {shown}. Try {self.path}/{inside[0] if len(inside) == 1 else '*'}"
+            raise NotFoundError(f"no run in {self.path} (no config.yaml)", hint=hint)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -118,7 +123,12 @@ class RunFolder:
         self.unlock()
 
     def describe(
-        self, config: str, overrides: Sequence[str], environment: Mapping[str, str], splits: Mapping[str, Any]
+        self,
+        config: str,
+        overrides: Sequence[str],
+        environment: Mapping[str, str],
+        splits: Mapping[str, Any],
+        code: Mapping[str, str] | None = None,
     ) -> None:
         """Write down what the run is: rank 0 calls it once, before the first step.
 
@@ -127,12 +137,16 @@ class RunFolder:
             overrides: dotted words of the command line.
             environment: from ``environment_fingerprint``.
             splits: split hashes by name.
+            code: source text by module, of what the run is made of beside knowsam.
         Raises:
             StorageError: a write failed.
         """
         write_text(self.overrides, "".join(f"{word}\n" for word in overrides))
         self.write_json(self.environment, dict(environment))
         self.write_json(self.splits, dict(splits))
+        for module, text in (code or {}).items():
+            (self.path / "code").mkdir(exist_ok=True)
+            write_text(self.path / "code" / f"{module}.py", text)
         diff = git_diff()
         if diff:
             write_text(self.diff, diff)

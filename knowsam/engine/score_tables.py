@@ -30,6 +30,8 @@ def score_table(scores: Evaluation) -> Table:
         scores.unit,
     )
     table.caption = _rule_in_words(scores.empty, scores.metrics, scores.nsd_tolerance, scores.unit)
+    if len(scores.class_names) > 1:
+        table.caption += f"; {MEAN}: over the classes' means, its sd over the cases' own means"
     for output, classes in scores.summary().items():
         # A mean over one class would only repeat the line above it.
         shown = {name: row for name, row in classes.items() if name != MEAN or len(scores.class_names) > 1}

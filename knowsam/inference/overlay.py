@@ -5,11 +5,9 @@ import math
 import numpy as np
 from PIL import Image
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; blue and orange first, as tissue is red or grey.
-COLOURS = np.array(
-    [(86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66), (0, 114, 178), (213, 94, 0)],
-    dtype=np.uint8,
-)
+from knowsam.palette import CLASS_COLOURS
+
+_COLOURS = np.array(CLASS_COLOURS, dtype=np.uint8)
 
 MOST_TILES = 64
 """Slices of a volume that are shown; spread over it if it has more."""
@@ -34,7 +32,7 @@ def draw_outlines(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     apart = grey_dilation(labels, reach, mode="nearest") != grey_erosion(labels, reach, mode="nearest")
     line = apart & (labels > 0)
     drawn = image.copy()
-    drawn[line] = COLOURS[(labels[line].astype(int) - 1) % len(COLOURS)]
+    drawn[line] = _COLOURS[(labels[line].astype(int) - 1) % len(_COLOURS)]
     return drawn
 
 

@@ -10,6 +10,7 @@ from html import escape
 import numpy as np
 
 from knowsam.engine.scores import MEAN
+from knowsam.palette import CLASS_COLOURS
 from knowsam.report.runs import Run
 
 LONGEST = 480
@@ -17,9 +18,6 @@ LONGEST = 480
 
 SMALL = 160
 """Up to this side an image is stored without loss: compression would show when it is enlarged."""
-
-CLASS_COLOURS = ("#00d5ff", "#ffd21f", "#ff5fae", "#7dff6a", "#ff8c1a", "#b79bff", "#ffffff", "#ff4d4d")
-"""Of outlines, by class; bright, as they lie over images in both themes."""
 
 
 @dataclass(frozen=True)

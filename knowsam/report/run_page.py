@@ -8,12 +8,13 @@ from typing import Any
 from knowsam.engine.scores import MEAN
 from knowsam.errors import ConfigError, StorageError
 from knowsam.files import write_text
+from knowsam.palette import CLASS_COLOURS
 from knowsam.report import pseudo, run_tables
 from knowsam.report.cautions import cautions, changed_predictions
 from knowsam.report.checks import KINDS, choose_outputs, refuse_mixture
 from knowsam.report.markup import markdown_text, to_csv, to_latex, to_markdown
 from knowsam.report.notes import rule
-from knowsam.report.overlays import CLASS_COLOURS, Overlay, choose_cases, to_svg
+from knowsam.report.overlays import Overlay, choose_cases, to_svg
 from knowsam.report.page import Figure, figure, render
 from knowsam.report.record import Record
 from knowsam.report.run_curves import curve_notes, curves, teaching
@@ -180,7 +181,7 @@ def page(records: Sequence[Record], outputs: Mapping[str, str], extras: Extras) 
         more_distributions=more,
         blocks=_blocks(records, outputs, extras),
         by_class=_class_chips(scored),
-        class_colours=CLASS_COLOURS,
+        class_colours=[f"rgb{colour}" for colour in CLASS_COLOURS],
         without=[f"{name}: {reason}" if several else reason for name, reason in extras.without.items()],
         curves=list(curves(records)),
         curve_notes=curve_notes(records),

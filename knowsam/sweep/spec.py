@@ -159,6 +159,11 @@ def load_sweep(path: str | Path) -> Sweep:
     if not path.is_file():
         raise NotFoundError(f"there is no sweep file {path}")
     values, where = read_with_parents(path)
+    if "base" not in values and {"data", "method", "train"} & set(values):
+        raise ConfigError(
+            f"{path} is an experiment, not a sweep",
+            hint=f"A sweep file names it and what to vary, as in 'base: {path.name}' and 'seeds: [0, 1, 2]'.",
+        )
     problems: list[str] = []
 
     def complain(key: str, text: str) -> None:

@@ -77,6 +77,7 @@ FILES = {"one.yaml", "two words.yml", "runs"}
         (("convert", ""), {"published"}),
         (("convert", "published", "--subnets", "w"), {"weights.pth"}),
         (("completion", "z"), {"zsh"}),
+        (("weights", "fetch", "vit_"), {"vit_b", "vit_l", "vit_h"}),
         (("doctor", "--j"), {"--json"}),
         (("init", "study", "--images", ""), {"runs"}),
         (("init", "study", "--labels", ""), set()),
@@ -163,8 +164,12 @@ def test_offered_keys_are_keys(tmp_path):
     for key in keys:
         value = config
         for word in key.rstrip("=.").split("."):
+            if isinstance(value, dict | None.__class__):  # a block: its keys are its component's
+                break
             value = getattr(value, word)
         assert key.endswith("=") or isinstance(value, dict | None.__class__)
+    assert {"method.name=", "method.ema_decay=", "sam.weights=", "optim.subnets.lr=", "skd.weight="} <= set(keys)
+    assert not {"method.students=", "sam.num_classes="} & set(keys), "those are given by the experiment"
 
 
 # ---------------------------------------------------------------- one style, and what the document says

@@ -204,6 +204,43 @@ def test_students_that_fit_nothing(lab, tmp_path, capsys, words, text):
     assert text in capsys.readouterr().err
 
 
+def test_a_class_that_no_labelled_image_shows_is_said(lab, tmp_path, folder, capsys):
+    words = (*folder, "data.classes=[background, lesion, scar]", "data.labels={0: 0, 1: 255, 2: 7}")
+    assert lab.train(tmp_path / "run", *words, "train.max_steps=1") == 0
+    assert "no labelled image shows scar (labelled_half, 64 px)" in capsys.readouterr().err
+    assert lab.train(tmp_path / "two", *folder, "train.max_steps=1") == 0
+    assert "no labelled image shows" not in capsys.readouterr().err
+
+
+def test_code_from_outside_is_kept_with_the_run(lab, tmp_path, monkeypatch):
+    (tmp_path / "lab").mkdir()
+    text = "from knowsam.methods.supervised import Supervised\n\n\nclass Mine(Supervised):\n"
+    text += "    def __init__(self, students, max_steps: int):\n        super().__init__(students)\n"
+    (tmp_path / "lab" / "mine_kept.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path / "lab"))
+    assert lab.train(tmp_path / "run", "method={name: 'mine_kept:Mine'}", "train.max_steps=1") == 0
+    assert (tmp_path / "run" / "code" / "mine_kept.py").read_text() == text
+    assert lab.train(tmp_path / "own", "method.name=supervised", "train.max_steps=1") == 0
+    assert not (tmp_path / "own" / "code").exists()
+
+
+def test_names_that_are_nearly_right(lab, tmp_path, capsys, monkeypatch):
+    assert lab.train(tmp_path / "runs" / "a", "method.name=supervised", "train.max_steps=1", "--evaluate") == 0
+    assert "next: knowsam evaluate" not in capsys.readouterr().out
+    assert run_command("evaluate", [str(tmp_path / "runs")]) == 66
+    assert f"It holds runs: a. Try {tmp_path / 'runs'}/a" in capsys.readouterr().err
+    scores = (tmp_path / "runs" / "a" / "evaluation" / "test.json").stat().st_mtime_ns
+    assert run_command("evaluate", [str(tmp_path / "runs" / "a"), str(tmp_path / "nowhere")]) == 66
+    assert (tmp_path / "runs" / "a" / "evaluation" / "test.json").stat().st_mtime_ns == scores
+    assert run_command("sweep", [str(lab.experiment)]) == 78
+    assert "is an experiment, not a sweep" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "study.yaml").write_text("name: x")
+    assert run_command("train", ["study"]) == 66
+    assert "did you mean experiments/study.yaml?" in capsys.readouterr().err
+
+
 def test_evaluate_builds_what_the_checkpoint_holds(lab, tmp_path, folder):
     run = tmp_path / "run"
     assert lab.train(run, *folder, "train.max_steps=1") == 0

@@ -7,6 +7,7 @@ from PIL import Image
 
 from knowsam.data.augment import Augmenter
 from knowsam.data.preview import contour, preview
+from knowsam.palette import class_colour
 
 MASK = np.array(
     [
@@ -45,7 +46,7 @@ def test_preview(unlabelled):
     sheet = np.asarray(Image.open(io.BytesIO(data)))
     columns, rows = (3, 2) if not unlabelled else (6, 3)
     assert sheet.shape[2] == 3 and sheet.shape[1] > columns * 200 and sheet.shape[0] > rows * 200
-    yellow = (sheet == (240, 228, 66)).all(axis=2)
-    left, middle, right = (yellow[: 2 * 250, k * 232 + 8 : k * 232 + 232].sum() for k in range(3))
+    outline = (sheet == class_colour(1)).all(axis=2)
+    left, middle, right = (outline[: 2 * 250, k * 232 + 8 : k * 232 + 232].sum() for k in range(3))
     # one contour each: beside the image, and around the mask that moved (here: did not move) with the augmented image
     assert left < 300 and middle > 1000 and right == middle

@@ -143,6 +143,16 @@ def test_labels_are_worked_out(found, labels, threshold, classes):
     assert ("mistake" in guess.reason) == ("slip" in found)
 
 
+def test_a_rare_value_is_named_with_its_mask_and_left_out_where_the_classes_are_known():
+    found = {**masks(0, 100, 200, count=40), "slip": {0: 5, 100: 5, 37: 16}}
+    guess = guess_labels(found)
+    assert guess.labels == {0: 0, 1: 37, 2: 100, 3: 200}
+    assert "37 stands in 1 of 41 masks only (slip: 16 pixels)" in guess.reason
+    known = guess_labels(found, 3)
+    assert known.labels == {0: 0, 1: 100, 2: 200} and "37, taken for a mistake" in known.reason
+    assert guess_labels(found, 4) == guess
+
+
 @pytest.mark.parametrize(
     ("found", "says"),
     [

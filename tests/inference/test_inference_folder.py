@@ -13,7 +13,8 @@ from knowsam import files as knowsam_files
 from knowsam.errors import ConfigError, DataError, NumericError, StorageError
 from knowsam.inference.files import Rules, find_inputs
 from knowsam.inference.folder import Wanted, predict_files, to_values
-from knowsam.inference.overlay import COLOURS, draw_outlines, draw_sheet
+from knowsam.inference.overlay import draw_outlines, draw_sheet
+from knowsam.palette import class_colour
 
 CLASSES = ["background", "dim", "bright"]
 SETTINGS = {"image_size": 32, "batch_size": 4, "device": "cpu"}
@@ -236,8 +237,8 @@ def test_outlines_lie_inside_their_class():
     changed = (drawn != image).any(-1)
     assert (labels[changed] > 0).all()
     assert not changed[6:14, 6:19].any() and not changed[6:14, 21:29].any()
-    assert (drawn[5, 5:20] == COLOURS[0]).all() and (drawn[5, 20:30] == COLOURS[1]).all()
-    assert (drawn[5:15, 19] == COLOURS[0]).all() and (drawn[5:15, 20] == COLOURS[1]).all()
+    assert (drawn[5, 5:20] == class_colour(1)).all() and (drawn[5, 20:30] == class_colour(2)).all()
+    assert (drawn[5:15, 19] == class_colour(1)).all() and (drawn[5:15, 20] == class_colour(2)).all()
     assert (image == 7).all()
 
 

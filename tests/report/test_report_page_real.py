@@ -96,6 +96,15 @@ def test_lists_without_unlabelled_masks_are_said(run, tmp_path):
     assert "No pictures. None were asked for (--cases 0)." in text
 
 
+def test_a_block_that_there_usually_is_none_of_is_a_changed_setting(lab, tmp_path):
+    run = tmp_path / "taught"
+    assert lab.train(run, "method.name=mean_teacher", "skd={weight: 1.0}", "train.max_steps=1") == 0
+    assert run_command("report", [str(run), "--cases", "0"]) == 0
+    text = (run / "report.html").read_text()
+    changed = text[text.index("settings other than the defaults") :]
+    assert "skd.weight" in changed[: changed.index("</table>")]
+
+
 # ---------------------------------------------------------------- in a browser
 
 
