@@ -109,10 +109,12 @@ def _status(folder: str) -> int:
     table = Table(box=None, pad_edge=False)
     for column in ("state", "experiment", "setting", "seed", "val Dice %", "time", "run"):
         table.add_column(column, justify="right" if column in ("seed", "val Dice %", "time") else "left")
+    interrupted = store.interrupted()
     for item in store.export():
+        state = "interrupted" if item["state"] == "running" and item["key"] in interrupted else item["state"]
         dice = "" if item["value"] is None else f"{100 * item['value']:.2f}"
         time = duration(item["seconds"]) if item["seconds"] else ""
-        row = (item["state"], item["experiment"], item["setting"], str(item["seed"]), dice, time, item["folder"])
+        row = (state, item["experiment"], item["setting"], str(item["seed"]), dice, time, item["folder"])
         table.add_row(*row)
     Console(width=None if Console().is_terminal else 160).print(table)
     text, code = summary(store)

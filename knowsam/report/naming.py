@@ -65,13 +65,17 @@ def _names(groups: Sequence[tuple[Settings, str]]) -> list[str]:
     keys = [key for key in differing_keys(settings) if not _follows(key, settings)]
     last = Counter(key.rpartition(".")[2] for key in keys)
     short = {key: key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key for key in keys}
-    names = []
-    for item, folder in groups:
-        own = [key for key in keys if key in item]
-        name = ", ".join(f"{key}={_shown(item[key])}" for key in own)
-        if len(name) > LONGEST:
-            name = ", ".join(f"{short[key]}={_shown(item[key])}" for key in own)
-        names.append(name if 0 < len(name) <= LONGEST else _without_seed(folder))
+
+    def told(called: Mapping[str, str]) -> list[str]:
+        return [", ".join(f"{called[key]}={_shown(item[key])}" for key in keys if key in item) for item, _ in groups]
+
+    names = told({key: key for key in keys})
+    if max(map(len, names)) > LONGEST:  # all of them: names that stand beside each other call a key alike
+        names = told(short)
+    names = [
+        name if 0 < len(name) <= LONGEST else _without_seed(folder)
+        for name, (_, folder) in zip(names, groups, strict=True)
+    ]
     # Two folders may bear one name, and a shortened name may be another's.
     repeated = Counter(names)
     return [name if repeated[name] == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]

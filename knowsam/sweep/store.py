@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,14 +315,22 @@ class Store:
 
     def held(self) -> bool:
         """Whether some unfinished trial is being run by a living process, here or elsewhere."""
+        return any(alive for _, alive in self._begun())
+
+    def interrupted(self) -> set[str]:
+        """Keys of trials that were begun and that nobody runs: the next worker goes on with them."""
+        return {key for key, alive in self._begun() if not alive}
+
+    def _begun(self) -> Iterator[tuple[str, bool]]:
+        """Key of every trial that was begun and has not ended, and whether a living process holds it."""
         for trial in self.study.get_trials(deepcopy=False):
             if STATES[trial.state.name] == "running":
-                name = f"trial{trial.number}" if self.plan["search"] else trial.user_attrs["key"]
-                lock = FileLock(self.folder / "locks" / name)
-                if not lock.acquire(wait=False):
-                    return True
-                lock.release()
-        return False
+                key = trial.user_attrs.get("key", "")
+                lock = FileLock(self.folder / "locks" / (f"trial{trial.number}" if self.plan["search"] else key))
+                free = lock.acquire(wait=False)
+                if free:
+                    lock.release()
+                yield key, not free
 
     def left(self) -> int:
         """Trials that are neither finished nor retired."""

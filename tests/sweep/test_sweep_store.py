@@ -200,9 +200,10 @@ def test_the_claim_of_a_killed_process_is_free(tmp_path, start):
     process = start(program, tmp_path)
     assert process.stdout.readline() == "k0\n"
     store = Store(tmp_path)
-    assert store.claim() is None and store.held()
+    assert store.claim() is None and store.held() and store.interrupted() == set()
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert store.interrupted() == {"k0"}
     assert not store.held() and states(store) == {"k0": "running"} and store.left() == 1
     claim = store.claim()
     assert claim.item["key"] == "k0" and claim.resumed
