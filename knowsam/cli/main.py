@@ -111,7 +111,8 @@ def _report(error: KnowsamError) -> int:
         if getattr(error, "told_by_main", False):
             return error.exit_code
         # Most mistakes are made by all ranks alike and told by rank 0; one that only this rank met must be told here.
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(error.exit_code))
+        code = error.exit_code  # not the error, whose frames hold everything that was there
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
         time.sleep(RANK_ZERO_HEAD_START)
     where = f"rank {rank}: " if rank != "0" else ""
     print(f"error[{error.kind}]: {where}{error}", file=sys.stderr)

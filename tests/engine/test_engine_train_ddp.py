@@ -13,14 +13,14 @@ import time
 import pytest
 
 LAUNCHED = """
-import json, os, sys
+import json, os, pathlib, sys
 
 sys.path.insert(0, sys.argv[1])
 from knowsam.cli import main as cli
 from knowsam.engine import distributed
 
 cli.RANK_ZERO_HEAD_START = 0.0
-distributed.teardown = lambda: None  # the group is joined once and serves every experiment
+teardown, distributed.teardown = distributed.teardown, lambda: None  # joined once, for every experiment
 compare = distributed.replicas_equal
 compared = []
 
@@ -43,6 +43,9 @@ for name, words in json.load(open(sys.argv[2])).items():
     record[name] = {"code": code, "compared": list(compared)}
 with open(f"{sys.argv[2]}.rank{os.environ['RANK']}", "w") as file:
     json.dump(record, file)
+teardown()
+threads = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in threads if "gloo" in name], "threads outlive the group"
 """
 
 POISON = """
