@@ -167,6 +167,24 @@ def sam_behind(history: History) -> str | None:
     )
 
 
+def deployed_behind(history: History) -> str | None:
+    """The deployed output is clearly worse than another one, three validations in a row in the second half of the run."""
+    last = list(history.val)[-3:]
+    if len(last) < 3 or last[0]["step"] < 0.5 * history.max_steps:
+        return None
+    deployed = next((name.removeprefix("dice_") for name in last[-1] if name.startswith("dice_")), "")
+    dice = [_students(record) for record in last]
+    better = [name for name in dice[-1] if all(r.get(name, 0.0) > r.get(deployed, 1.0) + 0.1 for r in dice)]
+    if not better:
+        return None
+    best = max(better, key=dice[-1].__getitem__)
+    return (
+        f"on validation {deployed}, which is deployed, has Dice {100 * dice[-1][deployed]:.1f} % and {best} "
+        f"{100 * dice[-1][best]:.1f} %, and it was so three times in a row. Try: more steps; and for now predict and "
+        f"export with --output {best}, which was not chosen by its own validation, though."
+    )
+
+
 def stalled(history: History) -> str | None:
     """The deployed output's validation Dice has not risen for 40 % of the run and five validations, or is still 0."""
     dice = history.dice
@@ -264,7 +282,7 @@ def no_rate(history: History) -> str | None:
     )
 
 
-RULES = (one_class, sam_behind, stalled, falling, exploding, no_gradient, no_rate)
+RULES = (one_class, sam_behind, deployed_behind, stalled, falling, exploding, no_gradient, no_rate)
 
 
 @torch.no_grad()
