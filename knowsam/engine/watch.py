@@ -168,7 +168,7 @@ def sam_behind(history: History) -> str | None:
 
 
 def deployed_behind(history: History) -> str | None:
-    """The deployed output is clearly worse than another one, three validations in a row in the second half of the run."""
+    """The deployed output is clearly worse than another, three validations in a row in the second half of the run."""
     last = list(history.val)[-3:]
     if len(last) < 3 or last[0]["step"] < 0.5 * history.max_steps:
         return None
