@@ -90,10 +90,12 @@ def load_run(folder: str, checkpoint: str = "best", *, sam: bool = True, quiet: 
     from knowsam.engine.checkpoint import load_checkpoint
     from knowsam.engine.log import say
     from knowsam.engine.memory import keep_freed_memory
+    from knowsam.engine.precision import settle_math
     from knowsam.engine.runfolder import RunFolder
     from knowsam.errors import CheckpointError, NotFoundError
 
     keep_freed_memory()
+    settle_math()
     run = RunFolder(folder, create=False)
     path = run.best if checkpoint == "best" else run.last
     if not path.exists():

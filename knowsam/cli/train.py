@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     from knowsam.engine import distributed
     from knowsam.engine.memory import keep_freed_memory
+    from knowsam.engine.precision import settle_math
 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     rank = distributed.setup(config.train.device, timeout=3600)
     if rank.device.type == "cpu":
         keep_freed_memory()
+        settle_math()
     try:
         if args.dry_run or args.overfit_one_batch:
             from knowsam.cli import trial

@@ -1,4 +1,4 @@
-"""Weights that nothing trains, stored in the precision that they are used in."""
+"""Frozen weights stored in the precision that they are used in; and the first calls of the maths library."""
 
 import torch
 from torch import nn
@@ -30,3 +30,19 @@ def store_frozen(module: nn.Module, dtype: torch.dtype | None) -> int:
                     saved += parameter.nbytes // 2
                     parameter.data = parameter.data.to(dtype)
     return saved
+
+
+def settle_math() -> None:
+    """Call the functions of the CPU's vector maths library once each, from one thread, before results count.
+
+    MKL chooses its variant for this processor at a function's first call. When two threads make that call at once, one
+    of them may be answered by another variant, whose last bit differs: with torch 2.13 and two threads the first
+    ``exp`` of a training did so in one process of eight, and everything after it differed from then on.
+    """
+    few = torch.full((8,), 0.5)
+    for function in (torch.exp, torch.expm1, torch.log, torch.log1p, torch.log2, torch.log10, torch.tanh, torch.sqrt):
+        function(few)
+        function(few.double())
+    for function in (torch.sin, torch.cos, torch.tan, torch.asin, torch.acos, torch.atan, torch.erf, torch.erfc):
+        function(few)
+        function(few.double())
