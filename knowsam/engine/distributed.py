@@ -1,11 +1,8 @@
 """Ranks, devices and collectives. Every function is valid, and does the obvious thing, without a process group."""
 
-import gc
 import hashlib
-import importlib
 import os
-import sys
-import traceback
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,8 +52,6 @@ def setup(device_choice: str = "auto", timeout: float = 600.0) -> Rank:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size > 1 and not dist.is_initialized():
-        # DDP imports this, and the group there is by then becomes a default argument of its functions, for ever.
-        importlib.import_module("torch.distributed.nn.functional")
         if device.type == "cuda":
             dist.init_process_group("nccl", timeout=timedelta(seconds=timeout), device_id=device)
         else:
@@ -99,21 +94,12 @@ def _average_in_bf16(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[to
 
 
 def teardown() -> None:
-    """Leave the process group, if there is one, and end its threads.
-
-    Called while an error is on its way up, it empties the local variables of the frames that the error came through.
-    """
-    if not _joined():
-        return
-    dist.destroy_process_group()
-    # What replicates the method holds the group, too, and is held by cycles and by an error's frames. Were the group to
-    # last until the interpreter ends, a thread of gloo could then still free a tensor: it would ask for the lock of an
-    # interpreter that is gone, and abort a process whose work was done.
-    error = sys.exception()
-    if error is not None:
-        traceback.clear_frames(error.__traceback__)
-    del error
-    gc.collect()
+    """Leave the process group, if there is one."""
+    if _joined():
+        # A thread of gloo may still be about to free a tensor of the last collective, for which it needs the lock of the
+        # interpreter: were that gone, it would abort a process whose work is done. Sleeping lets it have the lock.
+        time.sleep(0.5)
+        dist.destroy_process_group()
 
 
 def is_main() -> bool:

@@ -1,7 +1,6 @@
 """Collectives without a group, and between two gloo processes on the CPU."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -84,24 +83,8 @@ def _two(rank: int, port: int) -> None:
         model[0].weight[0, 0] += rank
     assert distributed.replicas_equal(model) == ["0.weight"]
     distributed.barrier()
-    assert _gloo_threads()
-    try:
-        _train_and_fail(me)
-    except ZeroDivisionError:
-        distributed.teardown()
-    assert not _gloo_threads(), "they would outlive the interpreter and may abort the process"
     distributed.teardown()
-
-
-def _train_and_fail(me: distributed.Rank) -> None:
-    replica = distributed.replicate(nn.Linear(2, 3), me, "bf16")
-    replica(torch.ones(1, 2)).sum().backward()
-    1 / 0  # noqa: B018
-
-
-def _gloo_threads() -> list[str]:
-    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    return [name for name in names if "gloo" in name]
+    distributed.teardown()
 
 
 def test_two_processes():
