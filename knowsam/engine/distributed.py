@@ -96,8 +96,8 @@ def _average_in_bf16(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[to
 def teardown() -> None:
     """Leave the process group, if there is one."""
     if _joined():
-        # A thread of gloo may still be about to free a tensor of the last collective, for which it needs the lock of the
-        # interpreter: were that gone, it would abort a process whose work is done. Sleeping lets it have the lock.
+        # A thread of gloo may still be about to free a tensor of the last collective and needs the lock of the
+        # interpreter for that: were it gone, the thread would abort a process whose work is done.
         time.sleep(0.5)
         dist.destroy_process_group()
 
