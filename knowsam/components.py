@@ -1,16 +1,24 @@
 """Tables of what a YAML block may name, and the constructor signatures that are the blocks' schema.
 
-Signatures are read from the source text, so that checking a configuration imports neither torch nor anything else slow.
-A name that holds a colon, such as ``my_lab.code:MyMethod``, is taken from outside the package.
+Signatures and declared literals are read from the source text, so that checking a configuration imports neither torch
+nor anything else slow, and runs no code of anybody's. A name that holds a colon, such as ``my_lab.code:MyMethod``, is
+taken from outside the package; inherited constructors, re-exported names and dataclasses are followed.
 """
 
 import ast
 import importlib
-import importlib.util
-from dataclasses import dataclass
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+
+from knowsam.needs import Needs
 
 METHODS = {
     "knowsam": "knowsam.methods.knowsam:KnowSAM",
@@ -40,14 +48,35 @@ SKD = "knowsam.methods.with_skd:WithSKD"
 AUGMENTER = "knowsam.data.augment:Augmenter"
 SAM_GUIDE = "knowsam.models.sam.variants:build_sam_guide"
 
+# Packages whose classes say nothing about a component: the search for a constructor or a literal ends there.
+FOUNDATIONS = ("torch", "abc", "typing", "builtins", "enum", "collections")
+
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a constructor: its annotation as text, whether it must be given, else its default as text."""
+    """One argument of a constructor.
+
+    Attributes:
+        annotation: as text; empty if there is none.
+        required: whether it must be given.
+        default: as text.
+        options: ``module:name`` of the dataclass that the annotation names, whose fields a YAML block may give.
+    """
 
     annotation: str
     required: bool
     default: str = ""
+    options: str = ""
+
+
+class Signature(dict[str, Parameter]):
+    """Arguments of a constructor by name.
+
+    Attributes:
+        open: whether it takes others too (``**kwargs``), so that nothing can be said about a name that is not here.
+    """
+
+    open: bool = False
 
 
 def load(target: str) -> Any:
@@ -57,53 +86,302 @@ def load(target: str) -> Any:
 
 
 @lru_cache
-def signature(target: str) -> dict[str, Parameter]:
+def signature(target: str) -> Signature:
     """Arguments of the class or function ``package.module:name``, without ``self``, read from its source text.
+
+    A class without a constructor of its own has its base's; a dataclass has its fields.
 
     Raises:
         LookupError: there is no such module, or it holds no such class or function.
     """
-    module, name = target.split(":")
-    tree = ast.parse(source_file(module).read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return _arguments(node, skip=0)
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            for item in node.body:
-                if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                    return _arguments(item, skip=1)
-            return {}
-    raise LookupError(f"module {module!r} has no class or function {name!r}")
+    module, node = _find(target)
+    if isinstance(node, ast.FunctionDef):
+        return _arguments(module, node, skip=0)
+    return _constructor(module, node)
+
+
+@lru_cache
+def literal(target: str, name: str) -> Any:
+    """What the class ``package.module:name``, or the nearest of its bases, declares as class attribute ``name``.
+
+    Returns:
+        The value of a literal, or of a call of ``Needs`` with literals; None if there is none that can be read.
+    Raises:
+        LookupError: there is no such module, or it holds no such class or function.
+    """
+    module, node = _find(target)
+    for _, owner in _ancestry(module, node):
+        for item in owner.body:
+            if isinstance(item, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in item.targets):
+                return _value(item.value)
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id == name:
+                return _value(item.value)
+    return None
+
+
+def needs(target: str) -> Needs:
+    """What the method ``package.module:Class`` declares that it needs; the default if it says nothing.
+
+    Raises:
+        LookupError: there is no such module, or it holds no such class.
+        ValueError: it declares values that no method may need.
+    """
+    return literal(target, "needs") or Needs()
+
+
+def call(constructor: Callable[..., Any], offered: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """``constructor(**options)``, with those of ``offered`` that it asks for by name.
+
+    An option whose annotation is a dataclass may be given as a mapping of its fields.
+
+    Raises:
+        TypeError: options that the constructor does not have, or arguments that it lacks, in plain words.
+    """
+    parameters = inspect.signature(constructor).parameters
+    given = {name: value for name, value in offered.items() if name in parameters} | dict(options)
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    unknown = [name for name in options if name not in parameters and not takes_all]
+    missing = [
+        name
+        for name, p in parameters.items()
+        if name not in given and p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if unknown or missing:
+        what = [*(f"it has no parameter {name!r}" for name in unknown), *(f"it needs {name!r}" for name in missing)]
+        raise TypeError(f"{getattr(constructor, '__name__', constructor)}: {'; '.join(what)}")
+    return constructor(**{name: _as_options(constructor, name, value) for name, value in given.items()})
+
+
+def _as_options(constructor: Callable[..., Any], name: str, value: Any) -> Any:
+    """A mapping as the dataclass that the argument is annotated with, if it is one."""
+    if not isinstance(value, Mapping):
+        return value
+    owner = constructor.__dict__.get("__init__", constructor) if isinstance(constructor, type) else constructor
+    try:
+        hint = typing.get_type_hints(owner).get(name)
+    except (NameError, TypeError, AttributeError):  # names that only type checkers see are no options
+        return value
+    for kind in (hint, *typing.get_args(hint)):
+        if isinstance(kind, type) and is_dataclass(kind):
+            return call(kind, {}, value)
+    return value
+
+
+# ---------------------------------------------------------------- reading source text
 
 
 def source_file(module: str) -> Path:
-    """The file of a module, which is not imported. Raises LookupError: there is none."""
-    if module.partition(".")[0] == "knowsam":  # found without running the packages' __init__, which import torch
-        path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
-        if not path.is_file():
-            raise LookupError(f"there is no module {module!r}")
-        return path
-    try:
-        spec = importlib.util.find_spec(module)
-    except ImportError as error:
-        raise LookupError(f"module {module!r} cannot be imported: {error}; is its folder in PYTHONPATH?") from error
+    """The file of a module, found without importing it or the packages around it.
+
+    Raises:
+        LookupError: there is none.
+    """
+    if module.partition(".")[0] == "knowsam":  # beside this file, whatever else is called so on the Python path
+        base = Path(__file__).parent.joinpath(*module.split(".")[1:])
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if path.is_file():
+                return path
+        raise LookupError(f"there is no module {module!r}")
+    spec = _spec(module)
     if spec is None or not spec.origin:
         raise LookupError(f"there is no module {module!r} on the Python path (PYTHONPATH=. adds the folder you are in)")
     return Path(spec.origin)
 
 
-def _arguments(function: ast.FunctionDef, *, skip: int) -> dict[str, Parameter]:
+def _spec(module: str) -> ModuleSpec | None:
+    """As ``importlib.util.find_spec``, which imports the packages above a module; this does not."""
+    places, spec = None, None
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):
+        name = ".".join(parts[:depth])
+        finders = (finder.find_spec(name, places) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        spec = next((found for found in finders if found is not None), None)
+        if spec is None:
+            return None
+        places = spec.submodule_search_locations
+        if depth < len(parts) and places is None:
+            return None
+    return spec
+
+
+@lru_cache(maxsize=256)
+def _tree(module: str) -> ast.Module:
+    path = source_file(module)
+    if path.suffix != ".py":
+        raise LookupError(f"module {module!r} is no Python text, so its signatures cannot be read: {path.name}")
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _find(target: str, seen: tuple[str, ...] = ()) -> tuple[str, ast.ClassDef | ast.FunctionDef]:
+    """The module that defines ``module:name``, re-exports followed, and its definition there."""
+    module, _, name = target.partition(":")
+    if target in seen:
+        raise LookupError(f"{target!r} is imported in a circle")
+    found: ast.ClassDef | ast.FunctionDef | None = None
+    elsewhere = ""
+    for node in _statements(_tree(module)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            found, elsewhere = node, ""
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):  # another name of the same
+            if any(isinstance(t, ast.Name) and t.id == name for t in node.targets) and node.value.id != name:
+                found, elsewhere = None, f"{module}:{node.value.id}"
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    found, elsewhere = None, f"{_absolute(module, node)}:{alias.name}"
+                elif alias.name == "*" and found is None and not elsewhere:
+                    with suppress(LookupError):
+                        return _find(f"{_absolute(module, node)}:{name}", (*seen, target))
+    if found is not None:
+        return module, found
+    if elsewhere:
+        return _find(elsewhere, (*seen, target))
+    raise LookupError(f"module {module!r} has no class or function {name!r}")
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Of a module, those under ``if`` and ``try`` included."""
+    waiting: list[ast.stmt] = list(tree.body)
+    while waiting:
+        node = waiting.pop(0)
+        yield node
+        if isinstance(node, ast.If):
+            waiting[:0] = [*node.body, *node.orelse]
+        elif isinstance(node, ast.Try):
+            waiting[:0] = [*node.body, *(s for handler in node.handlers for s in handler.body), *node.orelse]
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    """The module that a ``from`` statement of another one names."""
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    is_package = source_file(module).name == "__init__.py"
+    base = parts[: len(parts) - node.level + is_package]
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def _resolve(module: str, name: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
+    """The definition of a (dotted) name as a module sees it; None where it cannot be told, or is a foundation's."""
+    head, _, rest = name.partition(".")
+    try:
+        if not rest:
+            found, node = _find(f"{module}:{head}")
+            return None if found.partition(".")[0] in FOUNDATIONS else (found, node)
+        for statement in _statements(_tree(module)):
+            if isinstance(statement, ast.Import):
+                for alias in statement.names:
+                    if (alias.asname or alias.name) == name.rpartition(".")[0] or alias.asname == head:
+                        owner = alias.name if alias.asname else name.rpartition(".")[0]
+                        return _resolve_in(owner, name.rpartition(".")[2])
+            elif isinstance(statement, ast.ImportFrom):
+                for alias in statement.names:
+                    if (alias.asname or alias.name) == head:
+                        owner = f"{_absolute(module, statement)}.{alias.name}"
+                        return _resolve_in(owner, rest)
+    except (LookupError, OSError, SyntaxError, ValueError):
+        pass
+    return None
+
+
+def _resolve_in(owner: str, name: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
+    return None if owner.partition(".")[0] in FOUNDATIONS else _find(f"{owner}:{name}")
+
+
+def _ancestry(module: str, node: ast.AST) -> Iterator[tuple[str, ast.ClassDef]]:
+    """A class and its bases, nearest first, as far as their text can be found."""
+    waiting = [(module, node)]
+    while waiting:
+        where, owner = waiting.pop(0)
+        if not isinstance(owner, ast.ClassDef):
+            continue
+        yield where, owner
+        bases = (_resolve(where, ast.unparse(_plain(base))) for base in owner.bases)
+        waiting += [base for base in bases if base is not None]
+
+
+def _plain(base: ast.expr) -> ast.expr:
+    """``Base`` of ``Base[Argument]``."""
+    return base.value if isinstance(base, ast.Subscript) else base
+
+
+def _constructor(module: str, node: ast.ClassDef) -> Signature:
+    fields = Signature()
+    for where, owner in _ancestry(module, node):
+        for item in owner.body:
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                found = _arguments(where, item, skip=1)
+                if found.open and (bases := [b for b in owner.bases if _resolve(where, ast.unparse(_plain(b)))]):
+                    base = _resolve(where, ast.unparse(_plain(bases[0])))
+                    if base is not None and isinstance(base[1], ast.ClassDef):
+                        passed_on = _constructor(*base)  # type: ignore[arg-type]
+                        merged = Signature({**passed_on, **found})
+                        merged.open = passed_on.open
+                        return merged
+                return found
+        if any("dataclass" in ast.unparse(decorator) for decorator in owner.decorator_list):
+            fields = Signature({**_fields(where, owner), **fields})
+    return fields
+
+
+def _fields(module: str, node: ast.ClassDef) -> Signature:
+    """Arguments that ``dataclass`` makes of a class."""
+    found = Signature()
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            annotation = ast.unparse(item.annotation)
+            if "ClassVar" not in annotation:
+                text = "" if item.value is None else ast.unparse(item.value)
+                found[item.target.id] = Parameter(
+                    annotation, item.value is None, text, _options_target(module, annotation)
+                )
+    return found
+
+
+def _arguments(module: str, function: ast.FunctionDef, *, skip: int) -> Signature:
     positional = [*function.args.posonlyargs, *function.args.args][skip:]
     without_default = len(positional) - len(function.args.defaults)
     defaults = [*[None] * without_default, *function.args.defaults, *function.args.kw_defaults]
-    return {
-        argument.arg: Parameter(
-            ast.unparse(argument.annotation) if argument.annotation else "",
+    found = Signature()
+    for argument, default in zip([*positional, *function.args.kwonlyargs], defaults, strict=True):
+        annotation = ast.unparse(argument.annotation) if argument.annotation else ""
+        found[argument.arg] = Parameter(
+            annotation,
             default is None,
             "" if default is None else ast.unparse(default),
+            _options_target(module, annotation),
         )
-        for argument, default in zip([*positional, *function.args.kwonlyargs], defaults, strict=True)
-    }
+    found.open = function.args.kwarg is not None
+    return found
+
+
+def _options_target(module: str, annotation: str) -> str:
+    """``module:name`` of a dataclass that an annotation names, alone or beside None."""
+    for part in _split(annotation.strip("'\""), "|"):
+        name = part.strip()
+        if name.replace("_", "").isalnum() and name[:1].isupper() and name != "None":
+            found = _resolve(module, name)
+            if found is not None and isinstance(found[1], ast.ClassDef):
+                where, node = found
+                if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+                    return f"{where}:{node.name}"
+    return ""
+
+
+def _value(node: ast.expr | None) -> Any:
+    if node is None:
+        return None
+    try:
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "Needs":
+            return Needs(**{str(word.arg): ast.literal_eval(word.value) for word in node.keywords})
+        return ast.literal_eval(node)
+    except (SyntaxError, TypeError, ValueError) as error:
+        if isinstance(node, ast.Call):
+            raise ValueError(f"{ast.unparse(node)}: {error}") from error
+        return None
+
+
+# ---------------------------------------------------------------- types
 
 
 def type_error(value: Any, annotation: str) -> str | None:

@@ -578,7 +578,7 @@ def test_a_value_that_the_constructor_refuses_names_the_block(write, my_lab):
     [
         ("my_lab.code:Other", "has no class or function 'Other'"),
         ("my_lab.cod:MyMethod", "no module 'my_lab.cod'"),
-        ("nobody.here:X", "'nobody.here' cannot be imported"),
+        ("nobody.here:X", "there is no module 'nobody.here' on the Python path"),
         ("nobody:X", "there is no module 'nobody'"),
         ("a:b:c", "method.name"),
         (":X", "method.name"),

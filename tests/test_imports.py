@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "knowsam"
 # A room may always import itself and `knowsam` (the version).
 ALLOWED = {
     "errors": ((), ()),
+    "needs": ((), ()),
     "schedules": ((), ()),
     "text": ((), ()),
     "palette": ((), ()),
@@ -42,7 +43,7 @@ ALLOWED = {
         ("numpy", "scipy", "jinja2", "matplotlib", "PIL", "skimage"),
     ),
     "compat": (("methods", "models", "losses", "data.batch", "engine.optim", "errors"), ("torch",)),
-    "components": (("errors",), ()),
+    "components": (("errors", "needs"), ()),
     "config": (("components", "compat.rows", "errors", "text"), ("omegaconf", "yaml")),
     "identity": (("config", "data.builtin", "errors"), ("yaml",)),
     "sweep": (
