@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 TEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(WORKERS) --timeout 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint docs clean
+.PHONY: help setup demo test test-slow lint types docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|' 2>/dev/null \
@@ -45,6 +45,11 @@ test-slow: setup  ## the tests that take minutes
 lint: setup  ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+# A folder of its own for the strict cache: the two runs have different settings and would throw out each other's.
+types: setup  ## mypy: strict on losses, methods and models, plain on the rest
+	$(PY) -m mypy --strict --cache-dir .mypy_cache/strict knowsam/losses knowsam/methods knowsam/models
+	$(PY) -m mypy knowsam
 
 docs: setup  ## the documentation as web pages, docs/_build/html/index.html; needs no network
 	$(PY) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
