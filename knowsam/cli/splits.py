@@ -10,13 +10,13 @@ EPILOG = """examples:
   python tools/make_splits.py --images study --groups patients.csv --group-column patient --out data_splits/study
 
 The lists depend on the seed and the names alone: another percentage or a new image moves as few cases as possible. No
-group is divided, near duplicates stay on one side. docs/own_data.md tells more.
-exit codes: 0 done, 65 bad data, 66 not found, 73 other lists are there, 74 disk, 78 wrong words.
+group is divided, near duplicates stay on one side. More in docs/own_data.md.
+exit codes: 0 done, 65 bad data, 66 not found, 73 other lists are there, 74 disk, 78 wrong arguments.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Words of the command line."""
+    """Arguments of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the lists, such as data_splits/study")
@@ -24,16 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the folder, draw, write, tell."""
-    from knowsam.cli.study import command, read_study, show, summary
-    from knowsam.data.make_splits import list_files, lists_hash, write_lists
+    """Read the folder, draw, write, report."""
+    from knowsam.cli.study import command, read_folder, show
+    from knowsam.data.make_splits import lists_hash
     from knowsam.engine.log import say
+    from knowsam.study.lists import study_files, write_study_lists
 
-    study = read_study(args)
-    files = list_files(study.drawn, study.groups if args.groups else None)
-    written = write_lists(args.out, files, summary(study, files, command("splits", args)), force=args.force)
+    study = read_folder(args)
+    written = write_study_lists(study, args.out, command=command("splits", args), force=args.force)
     show(study)
-    say(f"\nlists in {args.out}, sha256 {lists_hash(files)[:12]}; summary.md beside them says how they were made")
+    digest = lists_hash(study_files(study))
+    say(f"\nlists in {args.out}, sha256 {digest[:12]}; summary.md beside them says how they were made")
     if not written:
         say("exactly these lists were there already: nothing was written")
     return 0

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +27,16 @@ class Case:
 
     Attributes:
         id: path below the folder without suffix and extension.
-        image, mask: files; ``mask`` is None where there is none.
-        look: None if the image cannot be read.
+        image: its file.
+        look: what the image looks like.
+        mask: file of the mask; None without one that can be used.
         values: raw mask value -> pixels; None without a mask that can be read and has the image's size.
     """
 
     id: str
     image: Path
+    look: Look
     mask: Path | None = None
-    look: Look | None = None
     values: dict[Value, int] | None = None
 
 
@@ -66,7 +67,7 @@ def survey(layout: Layout, *, intensity: str = "dtype", progress: Callable[[int,
     """
     images, masks, further = layout.image_files(), layout.mask_files(), layout.further_masks()
     found = Survey(orphans=sorted(set(masks) - set(images)))
-    jobs = []
+    jobs: list[tuple[str, Path, list[Path]]] = []
     for case_id, files in images.items():
         if reason := unlistable(case_id):
             found.faults.append(Fault("image left out", f"{files[0]}: the name {case_id!r} {reason}", (case_id,)))
@@ -76,7 +77,7 @@ def survey(layout: Layout, *, intensity: str = "dtype", progress: Callable[[int,
         else:
             jobs.append((case_id, files[0], masks.get(case_id, []) + further.get(case_id, [])))
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for n, (case, faults) in enumerate(pool.map(lambda job: _read(*job, intensity), jobs)):
+        for n, (case, faults) in enumerate(pool.map(lambda job: _read(*job, intensity=intensity), jobs)):
             found.faults += faults
             if case is not None:
                 found.cases.append(case)
@@ -86,13 +87,12 @@ def survey(layout: Layout, *, intensity: str = "dtype", progress: Callable[[int,
     return found
 
 
-def _read(case_id: str, image: Path, masks: list[Path], intensity: str) -> tuple[Case | None, list[Fault]]:
-    case = Case(case_id, image)
+def _read(case_id: str, image: Path, masks: list[Path], *, intensity: str) -> tuple[Case | None, list[Fault]]:
     try:
         pixels = read_image(image, intensity)
     except KnowsamError as error:
         return None, [Fault("image left out", str(error), (case_id,))]
-    case.look = look(pixels)
+    case = Case(case_id, image, look(pixels))
     if not masks:
         return case, []
     if len(masks) > 1:
@@ -140,7 +140,8 @@ def class_pixels(values: Mapping[Value, int], table: LabelTable) -> tuple[np.nda
     Returns:
         int64 (K,); the strange values.
     """
-    pixels, strange = np.zeros(table.num_classes, np.int64), []
+    pixels = np.zeros(table.num_classes, np.int64)
+    strange: list[Value] = []
     for value, count in values.items():
         raw = np.array([[value]], np.uint8 if isinstance(value, tuple) else np.uint16)
         try:
@@ -154,12 +155,12 @@ def without_strange_masks(cases: Iterable[Case], table: LabelTable) -> tuple[lis
     """The cases, those masks taken away that hold a value without a class."""
     kept, faults = [], []
     for case in cases:
-        strange = class_pixels(case.values, table)[1] if case.values is not None else []
-        if strange:
-            shown = ", ".join(f"{show_value(v)} ({case.values[v]} pixels)" for v in sorted(strange, key=str)[:8])
+        values = case.values or {}
+        if strange := class_pixels(values, table)[1]:
+            shown = ", ".join(f"{show_value(v)} ({values[v]} pixels)" for v in sorted(strange, key=str)[:8])
             more = ", ..." if len(strange) > 8 else ""
             faults.append(Fault("mask not used", f"{case.mask}: no class has the values {shown}{more}", (case.id,)))
-            case = Case(case.id, case.image, None, case.look, None)
+            case = replace(case, mask=None, values=None)
         kept.append(case)
     return kept, faults
 
@@ -183,7 +184,7 @@ def suggest_intensity(images: Iterable[Path], sample: int = 32) -> tuple[str, st
             if is_deep(path):
                 deep.append(path)
         except KnowsamError:
-            continue  # the survey tells of it
+            continue  # the survey reports it
     brightest = []
     for path in deep[:: max(1, len(deep) // sample)]:
         try:

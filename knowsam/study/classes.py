@@ -1,0 +1,88 @@
+"""What the masks of a folder mean: the classes, their names, and how often they occur."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from knowsam.data.label_guess import guess_labels
+from knowsam.data.labels import LabelTable
+from knowsam.data.survey import Survey, class_pixels
+from knowsam.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a study.
+
+    Attributes:
+        names: K names, background first.
+        labels: class id -> raw mask value or values, as ``data.labels``; None: masks hold class ids.
+        threshold: raw values above it are class 1, as ``data.label_threshold``; None: no threshold.
+        table: the same, ready to be applied.
+        reason: how this was found out, one sentence for people.
+    """
+
+    names: list[str]
+    labels: Mapping[Any, Any] | None
+    threshold: float | None
+    table: LabelTable
+    reason: str
+
+
+def understand_masks(found: Survey, names: Sequence[str] | None, labels: Mapping[Any, Any] | None) -> Classes:
+    """The classes, as they were given or as the values in the masks suggest them.
+
+    Args:
+        found: the folder's images and masks.
+        names: K names, background first; None: made up.
+        labels: class id -> raw value or values; None: guessed.
+    Raises:
+        ConfigError: another number of names than of classes, or labels that are no table.
+        DataError: no masks, or values without an obvious meaning.
+    """
+    guessed, threshold = labels, None
+    if labels is not None:
+        count, reason = len(labels), "classes as given by --labels"
+    else:
+        masks = {case.id: case.values for case in found.cases if case.values is not None}
+        try:
+            guess = guess_labels(masks, len(names) if names else None)
+        except DataError as error:
+            reasons = [f"\n  {fault.text}" for fault in found.faults]
+            more = [f"\n  ... and {len(reasons) - 10} more"] if len(reasons) > 10 else []
+            raise DataError("".join([str(error), *reasons[:10], *more]), hint=error.hint) from error
+        guessed, threshold, count, reason = guess.labels, guess.threshold, guess.num_classes, guess.reason
+    if names and len(names) != count:
+        # More names than values are fine where masks hold class ids: the highest of them then do not occur.
+        if len(names) < count or guessed is not None or threshold is not None:
+            raise ConfigError(
+                f"--classes names {len(names)} classes, but there are {count}: {reason}",
+                hint="Name as many, or say with --labels which values belong to which class.",
+            )
+        count = len(names)
+    if not names:
+        names = ["background", "foreground"] if count == 2 else ["background", *(f"class_{k}" for k in range(1, count))]
+        reason += f"; called {', '.join(names)} for want of --classes"
+    return Classes(list(names), guessed, threshold, LabelTable(guessed, count, threshold=threshold), reason)
+
+
+def absent_classes(found: Survey, ids: Iterable[str], table: LabelTable) -> list[int]:
+    """Classes of which no mask of these cases holds a pixel."""
+    present = (_pixels(found, ids, table) > 0).any(axis=0)
+    return [k for k in range(table.num_classes) if not present[k]]
+
+
+def class_shares(found: Survey, ids: Iterable[str], table: LabelTable) -> list[float]:
+    """Each class's share of all pixels of the masks of these cases, 0..1."""
+    pixels = _pixels(found, ids, table).sum(axis=0)
+    shares: list[float] = (pixels / max(pixels.sum(), 1)).tolist()
+    return shares
+
+
+def _pixels(found: Survey, ids: Iterable[str], table: LabelTable) -> np.ndarray:
+    """int64 (N, K): pixels of each class in every mask of these cases."""
+    wanted = set(ids)
+    counts = [class_pixels(c.values, table)[0] for c in found.cases if c.id in wanted and c.values is not None]
+    return np.array(counts, np.int64).reshape(-1, table.num_classes)

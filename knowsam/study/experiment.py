@@ -1,0 +1,179 @@
+"""A study as an experiment file that trains as it is."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from knowsam import config
+from knowsam.data.make_splits import ALL_MASKS, make_folder
+from knowsam.errors import ConfigError, ExistsError, NotFoundError
+from knowsam.files import write_text
+from knowsam.study.classes import absent_classes
+from knowsam.study.lists import write_study_lists
+from knowsam.study.read import Study
+
+
+def experiment_places(out: str | Path, name: str, *, force: bool = False) -> tuple[Path, Path]:
+    """Where an experiment of that name and the folder of its lists go, before anything is read.
+
+    Args:
+        out: gets ``experiments/`` and ``data_splits/``.
+        name: of the experiment.
+        force: an experiment that is there already may be replaced.
+    Raises:
+        ConfigError: a name that files cannot have.
+        ExistsError: the experiment is there already.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ConfigError(f"{name!r} cannot be a name; allowed are letters, digits, _ and -")
+    out = Path(out).expanduser()
+    experiment, lists = out / "experiments" / f"{name}.yaml", out / "data_splits" / name
+    if experiment.exists() and not force:
+        raise ExistsError(f"{experiment} is there already", hint="Choose another name, or replace it with --force.")
+    return experiment, lists
+
+
+def write_experiment(study: Study, experiment: Path, lists: Path, *, command: str, force: bool = False) -> None:
+    """Write the lists and the experiment, and load it once, so that a mistake of ours is seen here.
+
+    Args:
+        study: read and drawn.
+        experiment: YAML file to write.
+        lists: folder for the lists.
+        command: the command line that would do the same again.
+        force: replace other lists.
+    Raises:
+        NotFoundError: this is no checkout, so there is nothing to inherit from.
+        ExistsError, StorageError: as ``write_study_lists``.
+    """
+    text = experiment_text(study, experiment, lists)  # before the lists: it may refuse
+    write_study_lists(study, lists, command=command, force=force)
+    make_folder(experiment.parent)
+    write_text(experiment, text)
+    config.load_config(experiment)
+
+
+def experiment_text(study: Study, experiment: Path, lists: Path) -> str:
+    """The experiment as commented YAML.
+
+    Args:
+        study: read and drawn.
+        experiment: the file that the text is for; paths are as they look from there.
+        lists: folder of the lists.
+    """
+    name, classes, options = experiment.stem, study.classes, study.options
+    labelled = default_labelled(study)
+    available = ", ".join(name for name in study.drawn.lists if name.startswith("labelled_"))
+    lines = [
+        f"# {name}: written by knowsam init. Every key: `make docs`, docs/_build/html/config_reference.html.",
+        f"#   knowsam check {name}.yaml, then knowsam train {name}.yaml; baseline: method.name=supervised",
+        f"inherits: {_inherits(experiment)}   # small: 2 cores will do. With a GPU and SAM's weights: published.yaml",
+        f"name: {name}",
+        "data:",
+        f"  source: {_flow(_source_block(study))}",
+        f"  splits: {_flow(_portable_lists(lists))}",
+        f"  labelled: {labelled}   # {_why(study, labelled)}; there are: {available}",
+        f"  classes: {_flow(classes.names)}",
+    ]
+    if classes.threshold is not None:
+        lines.append(
+            f"  label_threshold: {classes.threshold}   # soft edges: mask values above it are {classes.names[1]}"
+        )
+    elif classes.labels is not None:
+        lines.append(f"  labels: {_flow(dict(classes.labels))}   # class id: value(s) in the mask files")
+    else:
+        lines.append("  # labels are not needed: masks hold class ids")
+    if options.group_regex:
+        lines.append(f"  group_regex: {_flow(options.group_regex)}   # the part of a name that is the patient")
+    elif options.groups:
+        lines.append(f"  # patients: groups.csv beside the lists, drawn from {options.groups.name}")
+    else:
+        lines.append(
+            r"  # group_regex: ^(patient\d+)   # patients are unknown; if names tell them, draw the lists again"
+        )
+    if len(study.drawn.lists[labelled]) == len(study.drawn.lists["train"]):
+        lines.append("  unlabelled_includes_labelled: true   # no training image is without a label")
+    lines += [
+        "  # image_size: 128    # pixels; details smaller than an image pixel at this size are lost",
+        "train:",
+        "  max_steps: 400       # for a first look; more for results (docs/own_data.md)",
+        "  seed: 0",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def default_labelled(study: Study) -> str:
+    """The label list that the experiment begins with.
+
+    Where only part of the images has masks, all of these are used. Else the masks of most are set aside, as in studies
+    of label efficiency: by the list nearest to 10 per cent that holds every class.
+    """
+    lists = study.drawn.lists
+    train = len(lists["train"])
+    drawn = [name for name in lists if name.startswith("labelled_") and name != ALL_MASKS]
+    drawn = [name for name in drawn if not absent_classes(study.survey, lists[name], study.classes.table)]
+    if not drawn or len(lists[ALL_MASKS]) < 0.9 * train:
+        return ALL_MASKS
+    return min(drawn, key=lambda name: (abs(len(lists[name]) - 0.1 * train), name))
+
+
+def _source_block(study: Study) -> dict[str, Any]:
+    """``data.source``; what is as usual is left out."""
+    layout = study.layout
+    root = layout.root()
+    source = {"name": "image_folder", "root": _portable_root(root)}
+    masks = (layout.masks or layout.images).absolute()
+    for key, folder, usual in (("image_dir", layout.images.absolute(), "images"), ("mask_dir", masks, "masks")):
+        if (relative := folder.relative_to(root).as_posix()) != usual:
+            source[key] = relative
+    if layout.image_suffix:
+        source["image_suffix"] = layout.image_suffix
+    if layout.mask_suffix:
+        source["mask_suffix"] = layout.mask_suffix
+    if study.intensity != "dtype":
+        source["intensity"] = study.intensity
+    return source
+
+
+def _flow(value: Any) -> str:
+    """YAML on one line."""
+    # in a list, for a scalar alone would be followed by the end of a document
+    text = yaml.safe_dump([value], default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
+    return text.strip()[1:-1]
+
+
+def _why(study: Study, name: str) -> str:
+    number, train = len(study.drawn.lists[name]), len(study.drawn.lists["train"])
+    if name == ALL_MASKS:
+        return f"all {number} of {train} training images that have a mask"
+    return f"{number} of {train} training images; the other masks are not opened"
+
+
+def _inherits(experiment: Path) -> str:
+    base = config.REPOSITORY / "experiments" / "base" / "small.yaml"
+    if not base.is_file():
+        raise NotFoundError(
+            f"{base} is not there, from which experiments inherit",
+            hint="Run this in a checkout of knowsam, pip install -e .",
+        )
+    folder = experiment.parent.absolute()
+    inside = folder.is_relative_to(config.REPOSITORY)
+    return os.path.relpath(base, folder) if inside else str(base)
+
+
+def _portable_root(root: Path) -> str:
+    """Relative where training would find it by that name, so that the experiment works on another machine too."""
+    above = os.environ.get("KNOWSAM_DATA")
+    for place in ([Path(above)] if above else []) + [config.REPOSITORY / "data"]:
+        place = place.absolute()
+        if root != place and root.is_relative_to(place):
+            return root.relative_to(place).as_posix()
+    return str(root)
+
+
+def _portable_lists(lists: Path) -> str:
+    lists = lists.absolute()
+    return lists.relative_to(config.REPOSITORY).as_posix() if lists.is_relative_to(config.REPOSITORY) else str(lists)
