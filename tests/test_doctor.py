@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from knowsam.cli import doctor
-from knowsam.cli.doctor import BROKEN, LOOK, OK
+from knowsam import doctor
 from knowsam.cli.main import run_command
 from knowsam.config import load_config
+from knowsam.doctor import BROKEN, LOOK, OK
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
