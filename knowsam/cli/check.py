@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from knowsam.config import Config
@@ -24,11 +24,11 @@ _SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Words of the command line."""
+    """Arguments of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("experiment", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted words, such as data.labelled=all")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, such as data.labelled=all")
     parser.add_argument("--quick", action="store_true", help="only what training checks before it begins")
     parser.add_argument("--json", metavar="FILE", help="also write all findings as JSON")
     parser.add_argument("--preview", metavar="FILE", help="also draw images, masks and augmented views as PNG")
@@ -63,14 +63,14 @@ def run(args: argparse.Namespace) -> int:
         )
     _print(config, found, None if args.all else _SHOWN)
     if args.json:
-        _write(args.json, json.dumps(as_json(config, found), indent=2).encode() + b"\n")
+        _write(args.json, json.dumps({"experiment": config.name, **found.to_dict(config.data.classes)}, indent=2).encode() + b"\n")
         say(f"all findings: {args.json}")
     if args.preview:
         if source is None:
             say("no preview: the data cannot be read")
         else:
             try:
-                _write(args.preview, draw_preview(config, source, found))
+                _write(args.preview, _preview(config, source, found))
                 say(f"preview: {args.preview}")
             except DataError as error:
                 say(f"no preview: {error}")
@@ -84,68 +84,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def as_json(config: "Config", found: "Findings") -> dict[str, Any]:
-    """The report for programs."""
-    names = config.data.classes
-    return {
-        "experiment": config.name,
-        "fit": not found.errors,
-        "errors": [fault._asdict() for fault in found.errors],
-        "warnings": [fault._asdict() for fault in found.warnings],
-        "cases": found.cases,
-        "smallest_and_largest_image": found.sizes,
-        "classes": {
-            name: {
-                "masks_read": counts.cases,
-                "empty_masks": counts.empty,
-                "pixel_share": dict(zip(names, (counts.pixels / max(counts.pixels.sum(), 1)).tolist(), strict=True)),
-                "cases_with_class": dict(zip(names, counts.present.tolist(), strict=True)),
-            }
-            for name, counts in found.classes.items()
-        },
-    }
-
-
-def draw_preview(config: "Config", source: "Source", found: "Findings", rows: int = 4) -> bytes:
-    """PNG of a few cases through the experiment's own augmentation.
-
-    Raises:
-        DataError: no labelled case can be read.
-    """
-    import numpy as np
-    import torch
-
+def _preview(config: "Config", source: "Source", found: "Findings") -> bytes:
     from knowsam import build
-    from knowsam.data.preview import preview
-    from knowsam.data.readers import resize_image, resize_mask
-    from knowsam.data.streams import derive_seed
-    from knowsam.errors import DataError
+    from knowsam.data.preview import preview_cases
 
-    size = config.data.image_size
-    broken = {i for fault in found.errors for i in fault.cases}
-    empty = {i for counts in found.classes.values() for i in counts.empty}
-    known = set(source.labelled_ids())
-    labelled = [i for i in source.labelled_ids() if i not in broken]
-    labelled = _spread([i for i in labelled if i not in empty] or labelled, rows)
-    unlabelled = _spread([i for i in source.train_ids() if i not in known and i not in broken], rows)
-    if not labelled:
-        raise DataError("no labelled case can be read")
-
-    def images(ids: list[str]) -> np.ndarray:
-        rows = [np.moveaxis(resize_image(source.image(i), size), 2, 0) for i in ids]
-        return np.stack(rows) if rows else np.empty((0, 3, size, size), np.uint8)
-
-    first, second = images(labelled), images(unlabelled)
-    masks = np.stack([resize_mask(source.mask(i), size) for i in labelled])
-    seed = derive_seed(config.train.seed, "augment", 0, 0)
-    batch = build.build_augmenter(config)(*(torch.from_numpy(x.copy()) for x in (first, masks, second)), seed=seed)
-    return preview(
-        first, masks, second, batch, names=labelled, unlabelled_names=unlabelled, class_names=config.data.classes
+    return preview_cases(
+        source,
+        found,
+        build.build_augmenter(config),
+        image_size=config.data.image_size,
+        class_names=config.data.classes,
+        seed=config.train.seed,
     )
-
-
-def _spread(ids: list[str], count: int) -> list[str]:
-    return [ids[n * len(ids) // count] for n in range(count)] if len(ids) > count else ids
 
 
 def _print(config: "Config", found: "Findings", most: int | None) -> None:
@@ -173,15 +123,15 @@ def _print(config: "Config", found: "Findings", most: int | None) -> None:
         return
     table = Table(title="\nmasks that may be read", box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("list")
-    for head in ("masks", "empty"):
-        table.add_column(head, justify="right")
+    for column in ("masks", "empty"):
+        table.add_column(column, justify="right")
     for name in config.data.classes:
         table.add_column(f"{escape(name)}\n% of pixels", justify="right")
         table.add_column("\ncases", justify="right")
-    for name, counts in found.classes.items():
-        row = [name, str(counts.cases), str(len(counts.empty))]
-        for pixels, cases in zip(counts.pixels, counts.present, strict=True):
-            row += [f"{100 * pixels / max(counts.pixels.sum(), 1):.2f}", str(cases)]
+    for name, counted in found.classes.items():
+        row = [name, str(counted.cases), str(len(counted.empty))]
+        for share, cases in zip(counted.shares, counted.present, strict=True):
+            row += [f"{100 * share:.2f}", str(cases)]
         table.add_row(*row)
     Console(width=None if Console().is_terminal else 140, highlight=False).print(table)
 

@@ -38,6 +38,25 @@ class ClassCounts:
     pixels: np.ndarray
     present: np.ndarray
 
+    @property
+    def shares(self) -> list[float]:
+        """Each class's share of all pixels, 0..1."""
+        shares: list[float] = (self.pixels / max(self.pixels.sum(), 1)).tolist()
+        return shares
+
+    def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """The counts for programs: plain values.
+
+        Args:
+            class_names: K names, background first.
+        """
+        return {
+            "masks_read": self.cases,
+            "empty_masks": self.empty,
+            "pixel_share": dict(zip(class_names, self.shares, strict=True)),
+            "cases_with_class": dict(zip(class_names, self.present.tolist(), strict=True)),
+        }
+
 
 @dataclass
 class Findings:
@@ -56,6 +75,21 @@ class Findings:
     cases: dict[str, int] = field(default_factory=dict)
     classes: dict[str, ClassCounts] = field(default_factory=dict)
     sizes: tuple[tuple[int, int], tuple[int, int]] | None = None
+
+    def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """The findings for programs: plain values, with ``fit`` true where nothing must be mended.
+
+        Args:
+            class_names: K names, background first.
+        """
+        return {
+            "fit": not self.errors,
+            "errors": [fault._asdict() for fault in self.errors],
+            "warnings": [fault._asdict() for fault in self.warnings],
+            "cases": self.cases,
+            "smallest_and_largest_image": self.sizes,
+            "classes": {name: counts.to_dict(class_names) for name, counts in self.classes.items()},
+        }
 
 
 def check_quick(source: Source, cache_folder: str | Path | None = None) -> None:

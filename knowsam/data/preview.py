@@ -1,16 +1,73 @@
 """A picture of what training will see: labelled images with their masks, unlabelled ones as weak and strong view."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from knowsam.data.batch import Batch
+from knowsam.data.check import Findings
+from knowsam.data.readers import resize_image, resize_mask
+from knowsam.data.source import Source
+from knowsam.data.streams import derive_seed
+from knowsam.errors import DataError
 from knowsam.palette import class_colour
 
 _TILE, _GAP, _HEAD = 224, 8, 26
 _INK, _PAPER = (31, 35, 40), (255, 255, 255)
+
+
+def preview_cases(
+    source: Source,
+    found: Findings,
+    augment: Callable[..., Batch],
+    *,
+    image_size: int,
+    class_names: Sequence[str],
+    seed: int = 0,
+    rows: int = 4,
+) -> bytes:
+    """Draw a few cases of a checked source, spread over its lists, through an augmenter.
+
+    Args:
+        source: 2-D training cases.
+        found: what is wrong with them; broken cases are not drawn, and empty masks only for want of others.
+        augment: called as (labelled, masks, unlabelled, seed=...), uint8 tensors (L, 3, S, S), (L, S, S), (U, 3, S, S).
+        image_size: S, pixels.
+        class_names: K names.
+        seed: of the run whose first views are drawn.
+        rows: most cases of each kind.
+    Returns:
+        A PNG file.
+    Raises:
+        DataError: no labelled case can be read.
+    """
+    broken = {i for fault in found.errors for i in fault.cases}
+    empty = {i for counts in found.classes.values() for i in counts.empty}
+    known = set(source.labelled_ids())
+    labelled = [i for i in source.labelled_ids() if i not in broken]
+    labelled = _spread([i for i in labelled if i not in empty] or labelled, rows)
+    unlabelled = _spread([i for i in source.train_ids() if i not in known and i not in broken], rows)
+    if not labelled:
+        raise DataError("no labelled case can be read")
+    first, second = (_images(source, ids, image_size) for ids in (labelled, unlabelled))
+    masks = np.stack([resize_mask(source.mask(i), image_size) for i in labelled])
+    batch = augment(
+        *(torch.from_numpy(x.copy()) for x in (first, masks, second)), seed=derive_seed(seed, "augment", 0, 0)
+    )
+    return preview(first, masks, second, batch, names=labelled, unlabelled_names=unlabelled, class_names=class_names)
+
+
+def _spread(ids: list[str], count: int) -> list[str]:
+    return [ids[n * len(ids) // count] for n in range(count)] if len(ids) > count else ids
+
+
+def _images(source: Source, ids: Sequence[str], size: int) -> np.ndarray:
+    """uint8 (N, 3, S, S)."""
+    images = [np.moveaxis(resize_image(source.image(i), size), 2, 0) for i in ids]
+    return np.stack(images) if images else np.empty((0, 3, size, size), np.uint8)
 
 
 def preview(
