@@ -1,6 +1,7 @@
 """The benchmark measures what it says: the same work in both, steps of the loop, paired ratios."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -155,3 +156,14 @@ def test_tables_are_markdown():
         "| 1   | 22 |",
         "| 333 | 4  |",
     ]
+
+
+def test_a_step_of_an_experiment_is_timed_without_a_run(lab, tmp_path, monkeypatch):
+    from knowsam.benchmark import step
+
+    monkeypatch.chdir(tmp_path)
+    clock = iter(range(100))
+    monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    config = load_config(lab.experiment, ["method={name: supervised}"])
+    assert step.step_seconds(config) == 1.0  # the clock ticks once between the begin and the end of a step
+    assert next(clock) == 2 * (2 + len(step.MOMENTS)) and not list(tmp_path.iterdir())
