@@ -170,8 +170,8 @@ def import_all(modules: list[str]) -> list[dict[str, Any]]:
         lines, ended = output.decode(errors="replace").splitlines(), "takes more than 5 minutes"
     records = [json.loads(line[1:]) for line in lines if line.startswith("@")]
     begun = [record["begin"] for record in records if "begin" in record]
-    done = {record["module"] for record in records if "module" in record}
-    return records + [{"module": name, "error": ended} for name in begun if name not in done]
+    finished = {record["module"] for record in records if "module" in record}
+    return records + [{"module": name, "error": ended} for name in begun if name not in finished]
 
 
 def _devices(records: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -279,7 +279,7 @@ def check_data(config: "Config | None" = None) -> Iterator[Finding]:
         if not any(place.is_file() for place in _places(weights, data_places)):
             advice = "knowsam weights fetch, or sam.weights=null to train SAM from random weights."
             yield Finding("weights", absent, f"{weights}: not here", advice)
-    here = [(entry, path) for entry in WEIGHTS.values() if (path := find(entry, data_places("weights")))]
+    here = [(entry, file) for entry in WEIGHTS.values() if (file := find(entry, data_places("weights")))]
     for entry, path in here:
         right = path.stat().st_size == entry.size
         text = f"{path}, {megabytes(path.stat().st_size)}" + ("" if right else f" instead of {megabytes(entry.size)}")

@@ -63,10 +63,8 @@ def run(args: argparse.Namespace) -> int:
         )
     _print(config, found, None if args.all else _SHOWN)
     if args.json:
-        _write(
-            args.json,
-            json.dumps({"experiment": config.name, **found.to_dict(config.data.classes)}, indent=2).encode() + b"\n",
-        )
+        report = {"experiment": config.name, **found.to_dict(config.data.classes)}
+        _write(args.json, json.dumps(report, indent=2).encode() + b"\n")
         say(f"all findings: {args.json}")
     if args.preview:
         if source is None:

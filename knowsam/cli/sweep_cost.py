@@ -32,8 +32,8 @@ def show(sweep: Sweep, *, timing: bool) -> int:
     if cost.seconds:
         print(
             f"expected: {duration(cost.seconds)} of training steps in all, {duration(cost.seconds / workers)} with "
-            f"{workers} at a time if they don't slow each other down; timed on this machine, one trial alone. Start-up, "
-            "validation and scoring come on top."
+            f"{workers} at a time if they don't slow each other down; timed on this machine, one trial alone. "
+            "Start-up, validation and scoring come on top."
         )
     for problem, settings in cost.unknown.items():
         print(f"cost unknown of {len(settings)} settings ({settings[0]}, ...): {problem}")

@@ -2,8 +2,10 @@
 
 import hashlib
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from knowsam.errors import DataError
 
@@ -48,11 +50,11 @@ class BuiltIn:
     def __repr__(self) -> str:
         return f"BuiltIn(num_classes={self.num_classes}, size={self.size}, seed={self.seed}, counts={self.counts})"
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         # The memo can't be pickled into loader workers and needn't be.
         return {k: v for k, v in self.__dict__.items() if k != "_render"}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._render = lru_cache(maxsize=64)(self._render_uncached)
 
@@ -68,11 +70,11 @@ class BuiltIn:
         """Cases of ``val`` or ``test``."""
         return [f"{split}_{i:04d}" for i in range(self.counts[split])]
 
-    def image(self, case_id: str) -> np.ndarray:
+    def image(self, case_id: str) -> NDArray[np.uint8]:
         """uint8 (size, size, 3)."""
         return self._render(case_id)[0]
 
-    def mask(self, case_id: str) -> np.ndarray:
+    def mask(self, case_id: str) -> NDArray[np.uint8]:
         """uint8 class ids (size, size); refused for unlabelled training cases."""
         self._firewall(case_id)
         return self._render(case_id)[1]
@@ -95,7 +97,7 @@ class BuiltIn:
         if case_id.startswith("train_") and int(case_id[6:]) >= self.num_labelled:
             raise DataError(f"case {case_id!r} is unlabelled: its mask may not be read")
 
-    def _render_uncached(self, case_id: str) -> tuple[np.ndarray, np.ndarray]:
+    def _render_uncached(self, case_id: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         key = hashlib.sha256(f"{self.seed}:{case_id}".encode()).digest()
         rng = np.random.Generator(np.random.Philox(int.from_bytes(key[:8], "little")))
         return render(rng, self.size, self.num_classes)
@@ -115,7 +117,7 @@ def _labelled_count(labelled: str, train: int) -> int:
     return max(1, round(train * int(percent) / 100))
 
 
-def render(rng: np.random.Generator, size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def render(rng: np.random.Generator, size: int, num_classes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw one case.
 
     Args:

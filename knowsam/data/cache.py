@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -12,17 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from knowsam.data.readers import resize_image, resize_mask
 from knowsam.data.source import Source
 from knowsam.errors import DataError, NotFoundError, StorageError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not on Windows: builders then race, and the first rename wins
-    fcntl = None
 
 FORMAT_VERSION = 1
 _CHUNK = 64
@@ -42,17 +43,17 @@ class DecodedCache:
         folder: the entry's own folder.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.ids: list[str] = json.loads((self.folder / "ids.json").read_text(encoding="utf-8"))
-        self.images: np.ndarray = np.load(self.folder / "images.npy", mmap_mode="r")
+        self.images: NDArray[np.uint8] = np.load(self.folder / "images.npy", mmap_mode="r")
         has_masks = (self.folder / "masks.npy").exists()
-        self.masks: np.ndarray | None = np.load(self.folder / "masks.npy", mmap_mode="r") if has_masks else None
+        self.masks: NDArray[np.uint8] | None = np.load(self.folder / "masks.npy", mmap_mode="r") if has_masks else None
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["DecodedCache"], tuple[Path]]:
         return DecodedCache, (self.folder,)
 
 
@@ -126,7 +127,7 @@ def cases_fingerprint(source: Source, case_ids: Sequence[str], *, folder: str | 
 
     Args:
         source: any ``Source``; may read the masks of these cases.
-        folder: where earlier answers are kept; ``default_folder()`` if None.
+        folder: where earlier fingerprints are kept; ``default_folder()`` if None.
     Raises:
         NotFoundError, DataError: a file is gone or cannot be read.
     """
@@ -153,7 +154,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def known(path: str | Path, what: str) -> str | None:
-    """What ``remembered`` would give without computing, or None; ``load_memo`` brings earlier processes' answers."""
+    """What ``remembered`` would give without computing, or None; ``load_memo`` brings what earlier processes found."""
     try:
         return _memo.entries.get(_memo_key(path, what, os.stat(path)))
     except OSError:
@@ -161,17 +162,17 @@ def known(path: str | Path, what: str) -> str | None:
 
 
 def load_memo(folder: str | Path | None = None) -> None:
-    """Take over the answers that earlier processes left in a cache folder; ``default_folder()`` if None."""
+    """Take over the fingerprints that earlier processes left in a cache folder; ``default_folder()`` if None."""
     _memo.load(Path(folder) if folder is not None else default_folder())
 
 
 def save_memo(folder: str | Path | None = None) -> None:
-    """Leave new answers in a cache folder; a disk that cannot be written costs later time, nothing else."""
+    """Leave new fingerprints in a cache folder; a disk that cannot be written costs later time, nothing else."""
     _memo.save(Path(folder) if folder is not None else default_folder())
 
 
 def remembered(path: str | Path, what: str, compute: Callable[[], str]) -> str:
-    """``compute()``, or its earlier answer for the same ``what`` of the same unchanged file.
+    """``compute()``, or its earlier result for the same ``what`` of the same unchanged file.
 
     Raises:
         NotFoundError, DataError: as ``file_sha256``.
@@ -182,15 +183,15 @@ def remembered(path: str | Path, what: str, compute: Callable[[], str]) -> str:
         earlier = _memo.entries.get(key)
         if earlier is not None:
             return earlier
-        answer = compute()
+        found = compute()
     except FileNotFoundError:
         raise NotFoundError(f"{path} does not exist") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     # a file written just now could change again within one tick of the clock that stamps it
     if time.time() - stat.st_mtime > _RACY_SECONDS:
-        _memo.add(key, answer)
-    return answer
+        _memo.add(key, found)
+    return found
 
 
 def _memo_key(path: str | Path, what: str, stat: os.stat_result) -> str:
@@ -200,14 +201,14 @@ def _memo_key(path: str | Path, what: str, stat: os.stat_result) -> str:
 class _Memo:
     """Fingerprints of this process, merged with the memo file of each cache folder it uses."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.entries: dict[str, str] = {}
         self._unsaved = False
         self._lock = threading.Lock()
 
-    def add(self, key: str, answer: str) -> None:
+    def add(self, key: str, fingerprint: str) -> None:
         with self._lock:
-            self.entries[key] = answer
+            self.entries[key] = fingerprint
             self._unsaved = True
 
     def load(self, folder: Path) -> None:
@@ -277,7 +278,7 @@ def _decode(
             hint="free some space, or set KNOWSAM_CACHE to a folder on another disk",
         )
 
-    def row(case_id: str) -> tuple[np.ndarray, np.ndarray | None]:
+    def row(case_id: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         image = source.image(case_id)  # (H, W, 3)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise DataError(
@@ -317,7 +318,7 @@ def _decode(
                     file.close()
 
 
-def _start(path: Path, shape: tuple[int, ...]):
+def _start(path: Path, shape: tuple[int, ...]) -> BinaryIO:
     file = open(path, "wb")  # noqa: SIM115 - the caller closes it after the last row
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file
@@ -330,7 +331,7 @@ def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
         file = open(path, "a")  # noqa: SIM115 - closed below, whichever way the lock goes
     with file:
         held = False
-        if fcntl is not None:
+        if sys.platform != "win32":  # without locks builders race, and the first rename wins
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 held = True

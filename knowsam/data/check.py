@@ -1,6 +1,7 @@
 """Is a dataset fit to train on? All that is wrong with it, not only the first thing; and the quick question alone."""
 
 import hashlib
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,7 +101,7 @@ def check_quick(source: Source, cache_folder: str | Path | None = None) -> None:
 
     Args:
         source: built; sources whose images are no files of their own are passed over.
-        cache_folder: where earlier answers are kept; the default one if None.
+        cache_folder: where earlier fingerprints are kept; the default one if None.
     Raises:
         DataError: every image that is in two splits.
     """
@@ -108,7 +109,10 @@ def check_quick(source: Source, cache_folder: str | Path | None = None) -> None:
     if path_of is None:
         return
     load_memo(cache_folder)
-    split_of, paths, pixels, sizes = {}, {}, defaultdict(list), defaultdict(list)
+    split_of: dict[str, str] = {}
+    paths: dict[str, Path] = {}
+    pixels: dict[str, list[str]] = defaultdict(list)
+    sizes: dict[int, list[str]] = defaultdict(list)
     for split, ids in _split_ids(source).items():
         for case_id in ids:
             path = paths[case_id] = path_of(case_id)
@@ -130,7 +134,7 @@ def check_quick(source: Source, cache_folder: str | Path | None = None) -> None:
             f"{len(faults)} image(s) are in more than one split, under several names:\n"
             + "\n".join(fault.text for fault in faults[:20])
             + (f"\n... and {len(faults) - 20} more" if len(faults) > 20 else ""),
-            hint="Keep each in one list only; knowsam check tells of all of them, and of near duplicates.",
+            hint="Keep each in one list only; knowsam check lists all of them, and of near duplicates.",
             faults=faults,
         )
 
@@ -168,7 +172,7 @@ def check_all(
     source, splits = _build(build, splits, found)
     if source is None:
         return found, None
-    # What a fault is told of is the list as it was written, not as it was made usable.
+    # A fault names the list as it was written, not as it was made usable.
     ids = _split_ids(source) if lists is None else {name: list(getattr(lists[0], name)) for name in SPLITS}
     labelled = source.labelled_ids() if lists is None else lists[0].labelled
     counted = {"labelled": labelled, "val": ids["val"], "test": ids["test"]}
@@ -180,8 +184,8 @@ def check_all(
     load_memo(cache_folder)
     jobs = [(i, split, i in readable) for split in SPLITS for i in ids[split] if i in present]
     pictures: list[tuple[str, str, Look]] = []  # of a volume, one a slice
-    classes = defaultdict(dict)
-    sizes = []
+    classes: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    sizes: list[tuple[int, int]] = []
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda job: _look_at(source, job[0], job[2], num_classes), jobs)
         for n, ((case_id, split, _), seen) in enumerate(zip(jobs, results, strict=True)):
@@ -198,8 +202,7 @@ def check_all(
                 progress(n + 1, len(jobs))
     save_memo(cache_folder)
     if sizes:
-        area = lambda size: size[0] * size[1]  # noqa: E731
-        found.sizes = (min(sizes, key=area), max(sizes, key=area))
+        found.sizes = (min(sizes, key=math.prod), max(sizes, key=math.prod))
     found.classes = {name: _count(classes[name], num_classes) for name in counted if counted[name]}
     _compare(pictures, near, found)
     _judge(found, class_names)
@@ -232,10 +235,18 @@ def _build(
 
 def _without(splits: Splits, no_image: set[str], no_mask: set[str]) -> Splits:
     """Cases without image are dropped; those without mask remain as unlabelled ones, so that their image is checked."""
-    gone = no_image | no_mask
-    kept = {name: tuple(i for i in getattr(splits, name) if i not in gone) for name in ("labelled", "val", "test")}
-    moved = (i for i in (*splits.train, *no_mask) if i not in no_image)
-    return replace(splits, train=tuple(sorted(set(moved))), **kept)
+
+    def left(ids: Iterable[str]) -> tuple[str, ...]:
+        return tuple(i for i in ids if i not in no_image and i not in no_mask)
+
+    train = {i for i in (*splits.train, *no_mask) if i not in no_image}
+    return replace(
+        splits,
+        train=tuple(sorted(train)),
+        labelled=left(splits.labelled),
+        val=left(splits.val),
+        test=left(splits.test),
+    )
 
 
 def _split_ids(source: Source) -> dict[str, list[str]]:
@@ -249,7 +260,7 @@ def _look_at(source: Source, case_id: str, readable: bool, num_classes: int) -> 
     except KnowsamError as error:
         seen.faults.append(Fault("image cannot be read", str(error), (case_id,)))
     else:
-        seen.size = image.shape[-3:-1]
+        seen.size = (image.shape[-3], image.shape[-2])
         seen.looks = [look(picture) for picture in (image if image.ndim == 4 else image[None])]
         path_of = getattr(source, "image_path", None)
         if path_of is not None:
@@ -260,8 +271,8 @@ def _look_at(source: Source, case_id: str, readable: bool, num_classes: int) -> 
             mask = source.mask(case_id)
         except KnowsamError as error:
             faults = getattr(error, "faults", ()) or (Fault("mask cannot be read", str(error), (case_id,)),)
-            told = {fault.text for fault in seen.faults}  # a broken image is no fault of its mask
-            seen.faults += [fault for fault in faults if fault.text not in told]
+            known_texts = {fault.text for fault in seen.faults}  # a broken image is no fault of its mask
+            seen.faults += [fault for fault in faults if fault.text not in known_texts]
         else:
             seen.classes = np.bincount(mask.ravel(), minlength=num_classes)
     return seen
@@ -295,7 +306,7 @@ def _compare(pictures: list[tuple[str, str, Look]], near: bool, found: Findings)
     """Equal and nearly equal pictures in different splits."""
     looks = [item for _, _, item in pictures]
     split_of = {case_id: split for case_id, split, _ in pictures}
-    sets = []
+    sets: list[tuple[str, ...]] = []
     for places in same_pixels(looks):
         if len({pictures[n][1] for n in places}) > 1:
             sets.append(tuple(dict.fromkeys(pictures[n][0] for n in places)))
@@ -317,7 +328,7 @@ def _judge(found: Findings, class_names: Sequence[str]) -> None:
             text = {"labelled": "no training case is labelled", "val": "there is no validation case"}[name]
             found.errors.append(Fault("empty list", text))
     if not found.cases["test"]:
-        found.warnings.append(Fault("empty list", "there is no test case: results could be told on val only"))
+        found.warnings.append(Fault("empty list", "there is no test case: results could be given on val only"))
     for name, counts in found.classes.items():
         if not counts.cases:
             continue
@@ -339,7 +350,7 @@ def _twice(ids: Sequence[str], split_of: Mapping[str, str]) -> str:
 
 def _by(ids: Iterable[str], key: Callable[[str], Any]) -> list[list[str]]:
     """The sets of two or more that share a key."""
-    sets = defaultdict(list)
+    sets: dict[Any, list[str]] = defaultdict(list)
     for i in ids:
         sets[key(i)].append(i)
     return [found for found in sets.values() if len(found) > 1]

@@ -1,8 +1,10 @@
 """A folder of pictures and a folder of masks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from knowsam.data.cache import file_sha256
 from knowsam.data.labels import LabelTable
@@ -94,11 +96,11 @@ class ImageFolder:
         """Cases of ``"val"`` or ``"test"``, sorted."""
         return self.splits.of(split)
 
-    def image(self, case_id: str) -> np.ndarray:
+    def image(self, case_id: str) -> NDArray[np.uint8]:
         """uint8 (H, W, 3)."""
         return read_image(self.image_path(case_id), self.intensity)
 
-    def mask(self, case_id: str) -> np.ndarray:
+    def mask(self, case_id: str) -> NDArray[np.uint8]:
         """uint8 class ids (H, W), on the image's grid.
 
         Raises:
@@ -160,7 +162,7 @@ def single_files(found: dict[str, list[Path]], ids: list[str], *, what: str = "i
     return {i: found[i][0] for i in ids}
 
 
-def fitting_mask(image: Path, mask: Path, table: LabelTable, case_id: str) -> np.ndarray:
+def fitting_mask(image: Path, mask: Path, table: LabelTable, case_id: str) -> NDArray[np.uint8]:
     """Class ids of a mask file, proven to fit its image file.
 
     Returns:
@@ -211,7 +213,7 @@ def fitting_intensity(intensity: str) -> str:
     return intensity
 
 
-def fitting_spacing(spacing, *, axes: str) -> tuple[float, ...] | None:
+def fitting_spacing(spacing: Sequence[float] | None, *, axes: str) -> tuple[float, ...] | None:
     """``spacing`` as a tuple of floats in mm, or None.
 
     Raises:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from knowsam.data.cache import remembered
 from knowsam.data.folder import fitting_intensity, fitting_spacing, fitting_table, single_files
@@ -85,11 +86,11 @@ class H5Slices:
         """Volumes of ``"val"`` or ``"test"``, sorted."""
         return self.splits.of(split)
 
-    def image(self, case_id: str) -> np.ndarray:
+    def image(self, case_id: str) -> NDArray[np.uint8]:
         """uint8 (H, W, 3) of a slice, (D, H, W, 3) of a volume. The label dataset is not touched."""
         return read_h5_image(self.image_path(case_id), self.image_key, self.intensity, ranks=self._ranks(case_id))
 
-    def mask(self, case_id: str) -> np.ndarray:
+    def mask(self, case_id: str) -> NDArray[np.uint8]:
         """uint8 class ids (H, W) of a slice, (D, H, W) of a volume.
 
         Raises:
@@ -149,7 +150,7 @@ class H5Slices:
         return remembered(path, f"h5:{key}", compute)
 
 
-def read_h5_image(path: Path, key: str, intensity: str, *, ranks: tuple[int, ...] = (2, 3)) -> np.ndarray:
+def read_h5_image(path: Path, key: str, intensity: str, *, ranks: tuple[int, ...] = (2, 3)) -> NDArray[np.uint8]:
     """A dataset of grey values as an image or a volume, each slice brought to 0..255 by itself.
 
     Args:

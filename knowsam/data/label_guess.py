@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from knowsam.data.survey import Value, show_value
 from knowsam.errors import DataError
@@ -23,7 +24,7 @@ class LabelGuess:
         reason: one sentence for the user.
     """
 
-    labels: dict[int, object] | None
+    labels: dict[int, Any] | None
     threshold: float | None
     num_classes: int
     reason: str
@@ -43,8 +44,8 @@ def guess_labels(masks: Mapping[str, Mapping[Value, int]], num_classes: int | No
     coloured = any(isinstance(value, tuple) for values in masks.values() for value in values)
     if coloured:  # a mask whose channels agree was read as numbers: grey v stands for (v, v, v)
         masks = {i: {_colour(v): n for v, n in values.items()} for i, values in masks.items()}
-    pixels: Counter = Counter()
-    seen: Counter = Counter()
+    pixels: Counter[Value] = Counter()
+    seen: Counter[Value] = Counter()
     for values in masks.values():
         pixels.update(values)
         seen.update(values.keys())
@@ -74,8 +75,9 @@ def guess_labels(masks: Mapping[str, Mapping[Value, int]], num_classes: int | No
     if found == _MIXED and _plain(found, masks):
         reason = "some masks hold 0 and 1, the others 0 and 255, none all three: 1 and 255 are taken for one class"
         return LabelGuess({0: 0, 1: [1, 255]}, None, 2, reason + note)
-    ends = sum(n for v, n in pixels.items() if v <= 24 or v >= 231) / pixels.total()
-    if len(found) > 4 and max(found) <= 255 and max(found) >= 231 and ends > 0.9:
+    largest = max(v for v in found if isinstance(v, int))  # as all are, without colours
+    ends = sum(n for v, n in pixels.items() if isinstance(v, int) and (v <= 24 or v >= 231)) / pixels.total()
+    if len(found) > 4 and 231 <= largest <= 255 and ends > 0.9:
         reason = (
             f"masks hold {len(found)} values, nearly all close to 0 or 255: two classes with soft edges, as in JPEG "
             "files; above 127 is class 1"
@@ -88,12 +90,12 @@ def guess_labels(masks: Mapping[str, Mapping[Value, int]], num_classes: int | No
             hint="Say which value is which class with --labels, as in --labels '{0: 0, 1: [100, 150]}'.",
         )
     order = _background_first(found, 0, pixels)
-    labels = dict(enumerate(order))
-    values = ", ".join(str(v) for v in found)
-    return LabelGuess(labels, None, len(order), f"masks hold {values}: one class each, {order[0]} is background{note}")
+    shown = ", ".join(str(v) for v in found)
+    reason = f"masks hold {shown}: one class each, {order[0]} is background{note}"
+    return LabelGuess(dict(enumerate(order)), None, len(order), reason)
 
 
-def _colours(found: list[Value], pixels: Counter, note: str) -> LabelGuess:
+def _colours(found: list[Value], pixels: Counter[Value], note: str) -> LabelGuess:
     if len(found) > _MOST_CLASSES:
         raise DataError(
             f"the masks hold {len(found)} colours, such as {', '.join(show_value(v) for v in found[:6])}; that is no "
@@ -102,7 +104,7 @@ def _colours(found: list[Value], pixels: Counter, note: str) -> LabelGuess:
             "--labels '{0: [[0, 0, 0]], 1: [[255, 0, 0]]}'.",
         )
     order = _background_first(found, (0, 0, 0), pixels)
-    labels = {n: [list(colour)] for n, colour in enumerate(order)}
+    labels = {n: [list(_colour(value))] for n, value in enumerate(order)}
     shown = ", ".join(show_value(v) for v in order)
     return LabelGuess(labels, None, len(order), f"masks are coloured, background first: {shown}{note}")
 
@@ -114,7 +116,7 @@ def _rare(value: Value, masks: Mapping[str, Mapping[Value, int]]) -> str:
     return f"; {show_value(value)} stands in {len(holders)} of {len(masks)} masks only ({some})"
 
 
-def _background_first(found: list[Value], usual: Value, pixels: Counter) -> list[Value]:
+def _background_first(found: list[Value], usual: Value, pixels: Counter[Value]) -> list[Value]:
     background = usual if usual in found else max(found, key=lambda v: pixels[v])
     return [background, *(v for v in found if v != background)]
 

@@ -1,8 +1,10 @@
 """Raw mask values (0/255, palette indices, colours) to class ids, by a declared table."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from knowsam.errors import ConfigError, DataError
 
@@ -27,8 +29,8 @@ class LabelTable:
     """
 
     def __init__(
-        self, declaration: Mapping | None = None, num_classes: int = 2, *, threshold: float | int | None = None
-    ):
+        self, declaration: Mapping[Any, Any] | None = None, num_classes: int = 2, *, threshold: float | None = None
+    ) -> None:
         if not 2 <= num_classes <= 255:
             raise ConfigError(f"num_classes is {num_classes}; allowed is 2..255, background included")
         self.num_classes = num_classes
@@ -68,7 +70,7 @@ class LabelTable:
         codes = [first[k] for k in range(self.num_classes)]
         return [(c >> 16, c >> 8 & 255, c & 255) for c in codes] if self._colours else codes
 
-    def apply(self, raw: np.ndarray, where: str = "mask") -> np.ndarray:
+    def apply(self, raw: np.ndarray, where: str = "mask") -> NDArray[np.uint8]:
         """Class ids of a mask.
 
         Args:
@@ -92,18 +94,18 @@ class LabelTable:
                 self._refuse(raw, raw >= self.num_classes, where)
             return raw.astype(np.uint8)
         if self._colours:
-            return self._apply_colours(raw, where)
+            return self._apply_colours(raw, self._class_of, where)
         ids = self._numbers[raw]
         if (ids < 0).any():
             self._refuse(raw, ids < 0, where)
         return ids.astype(np.uint8)
 
-    def _apply_colours(self, raw: np.ndarray, where: str) -> np.ndarray:
+    def _apply_colours(self, raw: np.ndarray, class_of: Mapping[int, int], where: str) -> NDArray[np.uint8]:
         wide = raw.astype(np.int64)
         # a mask whose channels agree arrives as (H, W): grey v stands for the colour (v, v, v)
         codes = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2] if _is_coloured(raw) else wide * 0x010101
         present, position = np.unique(codes, return_inverse=True)
-        ids = np.array([self._class_of.get(int(code), -1) for code in present], np.int16)[position].reshape(codes.shape)
+        ids = np.array([class_of.get(int(code), -1) for code in present], np.int16)[position].reshape(codes.shape)
         if (ids < 0).any():
             self._refuse(codes, ids < 0, where)
         return ids.astype(np.uint8)
@@ -136,9 +138,9 @@ def _is_coloured(raw: np.ndarray) -> bool:
     return raw.ndim == 3 and raw.shape[-1] == 3
 
 
-def _parse(declaration: Mapping, num_classes: int) -> tuple[dict[int, int], bool]:
+def _parse(declaration: Mapping[Any, Any], num_classes: int) -> tuple[dict[int, int], bool]:
     """``{raw: class}`` and whether the raw values are colours."""
-    by_class: dict[int, list] = {}
+    by_class: dict[int, list[Any]] = {}
     for key, raw in declaration.items():
         try:
             class_id = int(key)  # YAML and dotted overrides may bring text
@@ -170,18 +172,18 @@ def _parse(declaration: Mapping, num_classes: int) -> tuple[dict[int, int], bool
     return class_of, kinds == {True}
 
 
-def _is_list(value) -> bool:
+def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _colour_code(colour: Sequence) -> int:
+def _colour_code(colour: Sequence[Any]) -> int:
     if len(colour) != 3:
         raise ConfigError(f"labels: {list(colour)} is not a colour; write [r, g, b], each 0..255")
     red, green, blue = (_number(part, 255) for part in colour)
     return red << 16 | green << 8 | blue
 
 
-def _number(value, maximum: int) -> int:
+def _number(value: Any, maximum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= maximum:
         raise ConfigError(f"labels: raw value {value!r} is not a whole number in 0..{maximum}")
     return value

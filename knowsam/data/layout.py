@@ -72,9 +72,9 @@ class Layout:
                 found.setdefault(match.group(1), []).extend(files)
         return found
 
-    def other_files(self) -> Counter:
+    def other_files(self) -> Counter[str]:
         """Files of kinds that are not read, such as ``.gif``: how many of each."""
-        paths = set()
+        paths: set[Path] = set()
         for folder in (self.images, self.masks or self.images):
             for parent, folders, files in os.walk(folder.absolute()):
                 folders[:] = [name for name in folders if not name.startswith(".")]

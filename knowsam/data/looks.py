@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,13 +50,13 @@ def look(image: np.ndarray) -> Look:
 def pixels_sha256(image: np.ndarray) -> str:
     """sha256 of a picture's shape and values."""
     digest = hashlib.sha256(str(image.shape).encode())
-    digest.update(np.ascontiguousarray(image))
+    digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
 
 
 def same_pixels(looks: Sequence[Look]) -> list[list[int]]:
     """Positions of pictures whose pixels are equal, a list per set of two or more."""
-    places = defaultdict(list)
+    places: dict[str, list[int]] = defaultdict(list)
     for n, item in enumerate(looks):
         if item.pixels:
             places[item.pixels].append(n)
@@ -105,29 +105,29 @@ def _standardised(thumbnails: np.ndarray) -> np.ndarray:
 
 
 class Units:
-    """Things that must stay together: a union of sets that grows as ties are found.
+    """Cases that must stay together: a union of sets that grows as ties are found.
 
     Args:
-        items: all things; each begins alone.
+        items: ids of all cases; each begins alone.
     """
 
-    def __init__(self, items: Iterable[Hashable]):
+    def __init__(self, items: Iterable[str]) -> None:
         self._parent = {item: item for item in items}
 
-    def tie(self, first: Hashable, second: Hashable) -> None:
+    def tie(self, first: str, second: str) -> None:
         """Keep these two, and all that is tied to them, together."""
         first, second = self._root(first), self._root(second)
         if first != second:
             self._parent[max(first, second)] = min(first, second)
 
-    def sets(self) -> list[list]:
+    def sets(self) -> list[list[str]]:
         """All sets, sorted inside and among each other."""
-        members = defaultdict(list)
+        members: dict[str, list[str]] = defaultdict(list)
         for item in sorted(self._parent):
             members[self._root(item)].append(item)
         return sorted(members.values())
 
-    def _root(self, item: Hashable) -> Hashable:
+    def _root(self, item: str) -> str:
         while (parent := self._parent[item]) != item:
             self._parent[item] = item = self._parent[parent]
         return item

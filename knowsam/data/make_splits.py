@@ -116,7 +116,10 @@ def draw(
     if val < 0 or test < 0 or val + test >= 100:
         raise ConfigError(f"val is {val:g} % and test {test:g} %; both must be at least 0 and leave some for training")
     masked = frozenset(masked)
-    size: Callable[[Sequence[str]], int] = lambda unit: sum(i in masked for i in unit)  # noqa: E731
+
+    def size(unit: Sequence[str]) -> int:
+        return sum(i in masked for i in unit)
+
     total = sum(map(size, units))
     rest = [unit for unit in units if size(unit)]
     needed = 1 + (val > 0) + (test > 0)
@@ -140,7 +143,9 @@ def draw(
     train = sorted(i for unit in units for i in unit if i not in gone)
     drawn.left_out.sort()
     _label(drawn, _shuffled(rest, f"{seed}:labelled"), masked, labelled, len(train), skip_impossible)
-    drawn.lists = {"train": train, **{n: drawn.lists[n] for n in ("val", "test") if n in drawn.lists}} | drawn.lists
+    order = ["train", "val", "test"]
+    drawn.lists["train"] = train
+    drawn.lists = {name: drawn.lists[name] for name in [*order, *drawn.lists] if name in drawn.lists}
     return drawn
 
 
@@ -186,7 +191,9 @@ def _take(
     """Units from the front whose sizes sum to about ``target``; one that would overshoot by more than it helps is
     passed over. At least one is taken, at least ``leave`` are left.
     """
-    taken, rest, count = [], [], 0
+    taken: list[Sequence[str]] = []
+    rest: list[Sequence[str]] = []
+    count = 0
     for n, unit in enumerate(order):
         fits = size(unit) < 2 * (target - count)
         if fits and len(rest) + len(order) - n - 1 >= leave:
@@ -209,7 +216,7 @@ def list_files(drawn: Drawn, groups: Mapping[str, str] | None = None) -> dict[st
     """File name -> text of every list.
 
     Args:
-        groups: id -> patient, where names do not tell it; written as ``groups.csv``, which the checks read.
+        groups: id -> patient, where names do not say it; written as ``groups.csv``, which the checks read.
     """
     files = {f"{name}.txt": "".join(f"{i}\n" for i in ids) for name, ids in drawn.lists.items()}
     if drawn.left_out:

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from numpy.typing import DTypeLike, NDArray
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from knowsam.errors import ConfigError, DataError, KnowsamError, NotFoundError
 
@@ -35,7 +37,7 @@ _UNDO_ORIENTATION = {
 }
 
 
-def read_image(path: str | Path, intensity: str = "dtype") -> np.ndarray:
+def read_image(path: str | Path, intensity: str = "dtype") -> NDArray[np.uint8]:
     """Read a PNG, JPEG, BMP or TIFF picture.
 
     1, 8, 16 bit and float; grey, RGB, palette, CMYK, with or without alpha. Colour of 16 bits per channel is read
@@ -100,7 +102,7 @@ def stored_size(path: str | Path) -> tuple[int, int]:
     """(height, width) as stored, from the header alone; same refusals as ``read_image``."""
     with _opened(path) as (picture, orientation):
         width, height = picture.size
-        if picture.format == "TIFF" and orientation in (5, 6, 7, 8):  # Pillow already answers for the turned picture
+        if picture.format == "TIFF" and orientation in (5, 6, 7, 8):  # Pillow already speaks of the turned picture
             width, height = height, width
         return height, width
 
@@ -132,7 +134,7 @@ def raw_labels(array: np.ndarray, where: str) -> np.ndarray:
     return array.astype(np.uint16)
 
 
-def to_uint8(array: np.ndarray, intensity: str = "dtype", *, where: str = "image") -> np.ndarray:
+def to_uint8(array: np.ndarray, intensity: str = "dtype", *, where: str = "image") -> NDArray[np.uint8]:
     """Bring intensities of any type to 0..255.
 
     Args:
@@ -157,7 +159,8 @@ def to_uint8(array: np.ndarray, intensity: str = "dtype", *, where: str = "image
         return _full_range(array, where)
     if array.size == 0:
         return array.astype(np.uint8)
-    values = array.astype(np.float64 if array.dtype.itemsize > 2 else np.float32)
+    precise: DTypeLike = np.float64 if array.dtype.itemsize > 2 else np.float32
+    values = array.astype(precise)
     low, high = float(values.min()), float(values.max())
     if intensity == "percentile":
         inner_low, inner_high = np.percentile(values, (0.5, 99.5))
@@ -168,7 +171,7 @@ def to_uint8(array: np.ndarray, intensity: str = "dtype", *, where: str = "image
     return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
-def grey_slices(values: np.ndarray, intensity: str = "dtype", *, where: str = "image") -> np.ndarray:
+def grey_slices(values: np.ndarray, intensity: str = "dtype", *, where: str = "image") -> NDArray[np.uint8]:
     """Grey values as RGB, each slice of a volume brought to 0..255 by itself: a network learns from slices.
 
     Args:
@@ -186,7 +189,7 @@ def grey_slices(values: np.ndarray, intensity: str = "dtype", *, where: str = "i
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def resize_image(image: NDArray[np.uint8], size: int | tuple[int, int]) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) -> (S, S, 3), bilinear, low-pass filtered when it shrinks; the array itself if already that size.
 
     Args:
@@ -198,7 +201,7 @@ def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def resize_mask(mask: NDArray[np.uint8], size: int | tuple[int, int]) -> NDArray[np.uint8]:
     """uint8 (H, W) -> (S, S), nearest neighbour at pixel centres; the array itself if already that size.
 
     Args:
@@ -235,7 +238,7 @@ def scan_folder(folder: str | Path, extensions: tuple[str, ...]) -> dict[str, li
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
+def _opened(path: str | Path) -> Iterator[tuple[ImageFile.ImageFile, int]]:
     """The undecoded picture and its orientation tag; whatever goes wrong inside becomes an error naming the file."""
     try:
         # by file, not by name: by name Pillow maps raw TIFF data, and garbles it where the orientation tag turns it
@@ -249,8 +252,8 @@ def _opened(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
             pages = getattr(picture, "n_frames", 1) if picture.format in ("TIFF", "PNG") else 1
             if pages > 1:
                 raise DataError(f"{path}: holds {pages} pages; one picture per file is read")
-            orientation = picture.tag_v2.get(ExifTags.Base.Orientation, 1) if picture.format == "TIFF" else 1
-            yield picture, orientation
+            tags = picture.tag_v2 if isinstance(picture, TiffImageFile) else {}
+            yield picture, int(tags.get(ExifTags.Base.Orientation, 1))
     except (KnowsamError, MemoryError):
         raise
     except FileNotFoundError:
@@ -271,16 +274,14 @@ def _what_is_wrong(path: str | Path, error: Exception) -> str:
         return "the file is empty (0 bytes)"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "the file is a web page (HTML), not a picture; the download probably failed"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return f"not a picture of a known format ({', '.join(_FORMATS)}), or damaged"
     return f"truncated or damaged ({error})"
 
 
-def _rawmode(picture: Image.Image) -> str:
-    if not picture.tile:
-        return ""
-    args = picture.tile[0][3]
-    return args if isinstance(args, str) else str(args[0])
+def _rawmode(picture: ImageFile.ImageFile) -> str:
+    args = picture.tile[0].args if picture.tile else None
+    return args if isinstance(args, str) else str(args[0]) if args else ""
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -306,7 +307,7 @@ def _undo(array: np.ndarray, orientation: int) -> np.ndarray:
     return array if undo is None else np.ascontiguousarray(undo(array))
 
 
-def _full_range(array: np.ndarray, where: str) -> np.ndarray:
+def _full_range(array: np.ndarray, where: str) -> NDArray[np.uint8]:
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:

@@ -3,6 +3,7 @@
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @runtime_checkable
@@ -23,10 +24,10 @@ class Source(Protocol):
     def eval_ids(self, split: str) -> list[str]:
         """Cases of ``"val"`` or ``"test"``, sorted; volumes where the format has them."""
 
-    def image(self, case_id: str) -> np.ndarray:
+    def image(self, case_id: str) -> NDArray[np.uint8]:
         """uint8 (H, W, 3), or (D, H, W, 3) for a volume, at native resolution."""
 
-    def mask(self, case_id: str) -> np.ndarray:
+    def mask(self, case_id: str) -> NDArray[np.uint8]:
         """uint8 class ids (H, W) or (D, H, W). Refuses unlabelled training cases: the label firewall."""
 
     def spacing(self, case_id: str) -> tuple[float, ...] | None:

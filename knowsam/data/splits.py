@@ -119,7 +119,7 @@ def inspect_splits(
         NotFoundError, ConfigError: as ``load_splits``.
     """
     folder = Path(folder)
-    pattern = _compile(group_regex)
+    pattern = None if group_regex is None else _compile(group_regex)
     if not folder.is_dir():
         raise NotFoundError(f"split folder {folder} does not exist")
     files = {split: f"{split}.txt" for split in SPLITS if (folder / f"{split}.txt").is_file()}
@@ -293,24 +293,24 @@ def _label_file(folder: Path, labelled: str) -> str | None:
     return f"{name}.txt"
 
 
-def _compile(group_regex: str | None) -> re.Pattern | None:
-    if group_regex is None:
-        return None
+def _compile(group_regex: str) -> re.Pattern[str]:
     try:
         return re.compile(group_regex)
     except re.error as error:
         raise ConfigError(f"group_regex {group_regex!r} is no regular expression: {error}") from error
 
 
-def _match(pattern: re.Pattern, case_id: str) -> str | None:
+def _match(pattern: re.Pattern[str], case_id: str) -> str | None:
     match = pattern.search(case_id)
     if not match:
         return None
-    return match.group(1) if pattern.groups else match.group(0)
+    group: str | None = match.group(1) if pattern.groups else match.group(0)
+    return group
 
 
 def _shared_ids(folder: Path, listed: dict[str, dict[str, int]]) -> list[Fault]:
-    faults, owner = [], {}
+    faults: list[Fault] = []
+    owner: dict[str, str] = {}
     for split, ids in listed.items():
         for case_id, line in ids.items():
             if case_id in owner:
@@ -326,7 +326,9 @@ def _shared_groups(
     folder: Path, listed: dict[str, dict[str, int]], find: Callable[[str], str | None], by: str
 ) -> list[Fault]:
     """One fault per group and pair of splits: a whole patient in two splits would repeat itself for every slice."""
-    faults, owner, told = [], {}, set()
+    faults: list[Fault] = []
+    owner: dict[str, tuple[str, str]] = {}
+    reported: set[tuple[str, str]] = set()
     for split, ids in listed.items():
         for case_id, line in ids.items():
             group = find(case_id)
@@ -335,8 +337,8 @@ def _shared_groups(
                 faults.append(Fault("no group", text, (case_id,)))
                 continue
             other, other_id = owner.setdefault(group, (split, case_id))
-            if other != split and case_id != other_id and (group, split) not in told:
-                told.add((group, split))
+            if other != split and case_id != other_id and (group, split) not in reported:
+                reported.add((group, split))
                 text = (
                     f"{folder / split}.txt:{line}: group {group} ({case_id}) is also in "
                     f"{other}.txt:{listed[other][other_id]} ({other_id})"

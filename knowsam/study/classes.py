@@ -70,8 +70,8 @@ def understand_masks(found: Survey, names: Sequence[str] | None, labels: Mapping
 
 def absent_classes(found: Survey, ids: Iterable[str], table: LabelTable) -> list[int]:
     """Classes of which no mask of these cases holds a pixel."""
-    present = (_pixels(found, ids, table) > 0).any(axis=0)
-    return [k for k in range(table.num_classes) if not present[k]]
+    pixels = _pixels(found, ids, table).sum(axis=0)
+    return [k for k in range(table.num_classes) if not pixels[k]]
 
 
 def class_shares(found: Survey, ids: Iterable[str], table: LabelTable) -> list[float]:
