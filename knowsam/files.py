@@ -13,7 +13,11 @@ from knowsam.errors import StorageError
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file by UTF-8 text, all or nothing. Raises StorageError, as :func:`write_atomically`."""
-    data = text.encode()
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file by these bytes, all or nothing. Raises StorageError, as :func:`write_atomically`."""
     write_atomically(path, lambda file: file.write(data), need=len(data))
 
 

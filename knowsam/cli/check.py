@@ -139,11 +139,11 @@ def _print(config: "Config", found: "Findings", most: int | None) -> None:
 
 def _write(path: str, data: bytes) -> None:
     from knowsam.data.make_splits import make_folder
-    from knowsam.files import write_atomically
+    from knowsam.files import write_bytes
 
     file = Path(path)
     make_folder(file.parent)
-    write_atomically(file, lambda out: out.write(data), need=len(data))
+    write_bytes(file, data)
 
 
 def _number(count: int, what: str) -> str:

@@ -7,21 +7,21 @@ _OPEN = {
         "onnxruntime",
         """session = onnxruntime.InferenceSession(str(Path(__file__).with_name({model})))
 about = json.loads(session.get_modelmeta().custom_metadata_map["knowsam"])""",
-        '[answer] = session.run(None, {{"image": image[None]}})[0]',
+        '[output] = session.run(None, {{"image": image[None]}})[0]',
     ),
     "pt2": (
         "torch",
         """extra = {{"knowsam.json": ""}}
 network = torch.export.load(Path(__file__).with_name({model}), extra_files=extra).module()
 about = json.loads(extra["knowsam.json"])""",
-        "[answer] = network(torch.from_numpy(image[None])).detach().numpy()",
+        "[output] = network(torch.from_numpy(image[None])).detach().numpy()",
     ),
     "torchscript": (
         "torch",
         """extra = {{"knowsam.json": ""}}
 network = torch.jit.load(Path(__file__).with_name({model}), _extra_files=extra)
 about = json.loads(extra["knowsam.json"])""",
-        "[answer] = network(torch.from_numpy(image[None])).detach().numpy()",
+        "[output] = network(torch.from_numpy(image[None])).detach().numpy()",
     ),
 }
 
@@ -59,7 +59,7 @@ picture = Image.open(sys.argv[1])
 small = picture.resize((side, side), Image.Resampling.BILINEAR)
 image = np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / 255  # (3, side, side) in 0..1
 {run}  # (K, side, side)
-whole = [Image.fromarray(plane).resize(picture.size, Image.Resampling.BILINEAR) for plane in answer]
+whole = [Image.fromarray(plane).resize(picture.size, Image.Resampling.BILINEAR) for plane in output]
 mask = np.argmax([np.asarray(plane) for plane in whole], axis=0).astype(np.uint8)  # class ids, (H, W)
 Image.fromarray(mask).save(sys.argv[2])
 for k, name in enumerate(about["classes"]):

@@ -31,7 +31,7 @@ SMALLEST, LARGEST = 32, 8192
 """H and W, pixels."""
 
 TOLERANCE = 1e-4
-"""Largest difference between the file's answer and the network's that is accepted."""
+"""Largest difference between the file's output and the network's that is accepted."""
 
 TIE = 1e-4
 """Logits closer than this are a tie: which of them is larger may differ from one program to the next."""
@@ -51,7 +51,7 @@ class Deployed(nn.Module):
         gives: ``probabilities`` or ``logits``.
     """
 
-    def __init__(self, network: nn.Module, gives: Literal["probabilities", "logits"] = "probabilities"):
+    def __init__(self, network: nn.Module, gives: Literal["probabilities", "logits"] = "probabilities") -> None:
         super().__init__()
         if gives not in GIVES:
             raise ValueError(f"gives must be one of {GIVES}, got {gives!r}")
@@ -69,7 +69,7 @@ class Parity:
     """How a file compares with the network it was made of.
 
     Attributes:
-        largest_difference: of any number of the answer, without those in ``ties``.
+        largest_difference: of any number of the output, without those in ``ties``.
         ties: pixels that differ by more than ``TOLERANCE`` because two classes tie in a student there.
         pixels: how many were compared.
         checked: shapes (B, H, W) of the images.
@@ -95,17 +95,18 @@ def export_network(
         network: (B, 3, H, W) in 0..1 -> logits (B, K, H, W); left as it is.
         file_format: one of ``FORMATS``.
         description: plain values that the file shall hold as JSON.
-        gives: what the file answers with.
+        gives: what the file's output is.
         image_size: S that the network was trained for; the file is checked on S x S and on other sizes.
     Returns:
         The file's content, and how it compares with ``network``.
     Raises:
         ConfigError: packages that the format needs are absent, or it cannot express this network.
-        NumericError: the file's answers differ from the network's.
+        NumericError: the file's outputs differ from the network's.
     """
     require(file_format)
     # Weights in the plain layout: the layout of the computation is the network's own business.
-    module = Deployed(copy.deepcopy(network).cpu(), gives).eval().to(memory_format=torch.contiguous_format)
+    module = Deployed(copy.deepcopy(network).cpu(), gives).eval()
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # absent from torch's annotations
     text = json.dumps(description, indent=2)
     try:
         with torch.no_grad(), _quiet():
@@ -161,7 +162,7 @@ def check(module: Deployed, exported: Callable[[Tensor], Tensor], *, image_size:
     ``undecided(images, margin)`` -> bool (B, H, W).
 
     Raises:
-        NumericError: answers differ by more than ``TOLERANCE``, or more than ``MOST_TIES`` of the pixels by ties.
+        NumericError: outputs differ by more than ``TOLERANCE``, or more than ``MOST_TIES`` of the pixels by ties.
     """
     undecided = getattr(module.network, "undecided", None)
     half = max(SMALLEST, image_size // 2 // MULTIPLE * MULTIPLE)
@@ -183,7 +184,7 @@ def check(module: Deployed, exported: Callable[[Tensor], Tensor], *, image_size:
         pixels += jumped.numel()
         if not worst <= TOLERANCE:  # nor is NaN
             raise NumericError(
-                f"the exported network answers otherwise than the original: difference {worst:.3g} on images "
+                f"the exported network gives another output than the original: difference {worst:.3g} on images "
                 f"{tuple(images.shape)}, allowed is {TOLERANCE:g}; nothing was written",
                 hint="Try another --format, and please report it.",
             )
@@ -219,8 +220,10 @@ def _program(module: Deployed) -> torch.export.ExportedProgram:
 
 
 def _onnx(module: Deployed, text: str) -> bytes:
-    names = {"input_names": ["image"], "output_names": [module.gives]}
-    program = torch.onnx.export(_program(module), dynamo=True, verbose=False, **names)
+    program = torch.onnx.export(
+        _program(module), dynamo=True, verbose=False, input_names=["image"], output_names=[module.gives]
+    )
+    assert program is not None, "dynamo gives a program"
     program.model.metadata_props[METADATA] = text
     for node in program.model.graph:
         node.metadata_props.clear()  # how each node came about: a tenth of a small file

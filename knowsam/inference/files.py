@@ -1,8 +1,8 @@
-"""Files to segment: what is found, how it is read, and what an answer in the file's own geometry looks like.
+"""Files to segment: what is found, how it is read, and what a prediction in the file's own geometry looks like.
 
-Pictures are read as training reads them (``data.readers``). An answer of a picture is a PNG of the stored size, of an
-HDF5 file an HDF5 file, of a NIfTI volume a NIfTI volume with the same affine. Nothing of a patient is copied into an
-answer: DICOM tags, EXIF and NIfTI extensions stay behind.
+Pictures are read as training reads them (``data.readers``). The prediction of a picture is a PNG of the stored size, of
+an HDF5 file an HDF5 file, of a NIfTI volume a NIfTI volume with the same affine. Nothing of a patient is copied into a
+prediction: DICOM tags, EXIF and NIfTI extensions stay behind.
 """
 
 import gzip
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from knowsam.data.h5 import EXTENSIONS as H5_EXTENSIONS
@@ -24,8 +25,11 @@ from knowsam.data.readers import EXTENSIONS, MAX_PIXELS, MAX_VOXELS, grey_slices
 from knowsam.errors import ConfigError, DataError, NotFoundError
 
 Kind = Literal["masks", "probabilities", "uncertainty"]
-ANSWERS = ("masks", "probabilities", "uncertainty", "overlays")
-"""Folders that answers go to."""
+"""What a file is made of by ``InputFile.encode``."""
+
+OutputKind = Literal["masks", "probabilities", "uncertainty", "overlays"]
+OUTPUT_KINDS: tuple[OutputKind, ...] = ("masks", "probabilities", "uncertainty", "overlays")
+"""All that may be written of a file; each kind has a folder of its name."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,12 @@ class InputFile(ABC):
         name: its path below the folder that was given, with ``/``; names the case.
         rules: how to read it.
     Attributes:
-        stem: ``name`` without extension; answers are called so.
+        stem: ``name`` without extension; predictions are called so.
     """
 
     extensions: ClassVar[tuple[str, ...]]
 
-    def __init__(self, path: Path, name: str, rules: Rules):
+    def __init__(self, path: Path, name: str, rules: Rules) -> None:
         self.path = path
         self.name = name
         self.rules = rules
@@ -66,7 +70,7 @@ class InputFile(ABC):
         return f"{type(self).__name__}({str(self.path)!r})"
 
     @abstractmethod
-    def read(self) -> np.ndarray:
+    def read(self) -> NDArray[np.uint8]:
         """uint8 (H, W, 3), or (D, H, W, 3) for a volume.
 
         Raises:
@@ -76,11 +80,11 @@ class InputFile(ABC):
 
     @abstractmethod
     def extension(self, kind: Kind) -> str:
-        """What the name of an answer ends with."""
+        """What the name of a prediction ends with."""
 
     @abstractmethod
     def encode(self, kind: Kind, values: np.ndarray, classes: Sequence[str]) -> bytes:
-        """Content of an answer's file.
+        """Content of a prediction's file.
 
         Args:
             kind: what ``values`` are.
@@ -91,11 +95,11 @@ class InputFile(ABC):
 
 
 class Picture(InputFile):
-    """PNG, JPEG, BMP or TIFF; answers are PNGs, probabilities an npz with ``probabilities`` and ``classes``."""
+    """PNG, JPEG, BMP or TIFF; predictions are PNGs, probabilities an npz with ``probabilities`` and ``classes``."""
 
-    extensions = EXTENSIONS
+    extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
 
-    def read(self) -> np.ndarray:
+    def read(self) -> NDArray[np.uint8]:
         """uint8 (H, W, 3)."""
         return read_image(self.path, self.rules.intensity)
 
@@ -115,20 +119,20 @@ class Picture(InputFile):
 
 
 class Dicom(Picture):
-    """A DICOM file of one frame; answers as for pictures.
+    """A DICOM file of one frame; predictions as for pictures.
 
     Grey values are shown through the file's own window if it names one and ``intensity`` is ``"dtype"``.
     """
 
-    extensions = (".dcm",)
+    extensions: ClassVar[tuple[str, ...]] = (".dcm",)
 
-    def read(self) -> np.ndarray:
+    def read(self) -> NDArray[np.uint8]:
         """uint8 (H, W, 3)."""
         pydicom = _medical("pydicom")
         with _readable(self.path, "DICOM image"), open(self.path, "rb") as file:
             return self._pixels(pydicom, pydicom.dcmread(file))
 
-    def _pixels(self, pydicom: Any, dataset: Any) -> np.ndarray:
+    def _pixels(self, pydicom: Any, dataset: Any) -> NDArray[np.uint8]:
         where, frames = str(self.path), int(dataset.get("NumberOfFrames") or 1)
         if frames != 1:
             raise DataError(f"{where}: holds {frames} frames; one frame per file is read")
@@ -153,12 +157,12 @@ class Dicom(Picture):
 class H5File(InputFile):
     """An HDF5 file with an image dataset (H, W) or (D, H, W).
 
-    Answers are HDF5 files with one dataset: ``label``, ``probabilities`` or ``uncertainty``.
+    Predictions are HDF5 files with one dataset: ``label``, ``probabilities`` or ``uncertainty``.
     """
 
     extensions = H5_EXTENSIONS
 
-    def read(self) -> np.ndarray:
+    def read(self) -> NDArray[np.uint8]:
         """uint8 (H, W, 3) or (D, H, W, 3)."""
         return read_h5_image(self.path, self.rules.h5_key, self.rules.intensity)
 
@@ -179,11 +183,14 @@ class H5File(InputFile):
 
 
 class Nifti(InputFile):
-    """A NIfTI image of two or three axes; answers are NIfTI with the same affine, probabilities with a fourth axis."""
+    """A NIfTI image of two or three axes.
+
+    Predictions are NIfTI with the same affine, probabilities with a fourth axis.
+    """
 
     extensions = (".nii", ".nii.gz")
 
-    def read(self) -> np.ndarray:
+    def read(self) -> NDArray[np.uint8]:
         """uint8 (D, H, W, 3), slices along ``slice_axis``. Rows run along the array's last axis but that one."""
         nibabel = _medical("nibabel")
         with _readable(self.path, "NIfTI volume"):
@@ -207,8 +214,8 @@ class Nifti(InputFile):
             array = self._from_slices(values, shape)
         header = original.header.copy()
         header.extensions.clear()
-        for words in {"descrip", "aux_file", "db_name"} & set(header.keys()):  # free text; NIfTI-2 has no db_name
-            header[words] = b""
+        for name in {"descrip", "aux_file", "db_name"} & set(header.keys()):  # free text; NIfTI-2 has no db_name
+            header[name] = b""
         header.set_data_dtype(array.dtype)
         header["cal_min"] = header["cal_max"] = 0  # the image's display range
         data = type(original)(array, None, header).to_bytes()  # given no affine, it keeps the header's and its codes
@@ -251,8 +258,8 @@ def find_inputs(path: str | Path, rules: Rules, *, beside: str | Path | None = N
     Args:
         path: file or folder. In folders, hidden files and other extensions are passed over.
         rules: how to read them.
-        beside: the folder that the answers go to; what is in it is left out, or, where it holds the files themselves,
-            its folders of answers.
+        beside: the folder that the predictions go to; what is in it is left out, or, where it holds the files
+            themselves, its folders of predictions.
     Raises:
         NotFoundError: no such file or folder.
         DataError: a file of an unknown kind, or a folder without one of a known kind.
@@ -269,18 +276,18 @@ def find_inputs(path: str | Path, rules: Rules, *, beside: str | Path | None = N
         raise NotFoundError(f"{path} does not exist", hint="Give a picture, a volume, or a folder that holds some.")
     last = tuple(dict.fromkeys("." + extension.rpartition(".")[2] for extension in known))
     files = [file for group in scan_folder(path, last).values() for file in group]
-    for out in [] if beside is None else _answers(Path(beside).resolve(), path.resolve()):
+    for out in [] if beside is None else _output_folders(Path(beside).resolve(), path.resolve()):
         files = [file for file in files if not file.resolve().is_relative_to(out)]
-    inputs = [_input(file, file.relative_to(path).as_posix(), rules) for file in files]
-    inputs = sorted((item for item in inputs if item is not None), key=lambda item: item.name)
+    known_files = (_input(file, file.relative_to(path).as_posix(), rules) for file in files)
+    inputs = sorted((item for item in known_files if item is not None), key=lambda item: item.name)
     if not inputs:
         raise DataError(f"{path} holds nothing to segment; {allowed}")
     return inputs
 
 
-def _answers(out: Path, files: Path) -> list[Path]:
-    """Folders that hold answers, not questions."""
-    return [out / kind for kind in ANSWERS] if files.is_relative_to(out) else [out]
+def _output_folders(out: Path, files: Path) -> list[Path]:
+    """Folders that hold predictions, not files to segment."""
+    return [out / kind for kind in OUTPUT_KINDS] if files.is_relative_to(out) else [out]
 
 
 def _input(path: Path, name: str, rules: Rules) -> InputFile | None:

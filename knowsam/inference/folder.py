@@ -1,4 +1,4 @@
-"""Many files in, a folder of answers out: the tree of the input below ``masks/``, ``probabilities/`` and so on."""
+"""Many files in, a folder of predictions out: the tree of the input below ``masks/``, ``probabilities/`` and so on."""
 
 import contextlib
 import io
@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from knowsam.errors import ConfigError, DataError, KnowsamError, NotFoundError, NumericError
-from knowsam.files import storage_error, write_atomically
-from knowsam.inference.files import InputFile, Nifti
+from knowsam.files import storage_error, write_bytes
+from knowsam.inference.files import InputFile, Kind, Nifti, OutputKind
 from knowsam.inference.overlay import draw_outlines, draw_sheet
 from knowsam.inference.predict import PredictFn, Segmentation, segment
 
@@ -39,13 +39,12 @@ class Wanted:
     uncertainty: bool = False
     overlays: bool = False
 
-    def targets(self, file: InputFile, out: Path) -> dict[str, Path]:
-        """The files that answer ``file``, by kind; the mask comes last."""
-        kinds = ("probabilities", "uncertainty", "masks")
-        chosen = {kind: file.extension(kind) for kind in kinds if kind == "masks" or getattr(self, kind)}
-        if self.overlays:
-            chosen = {"overlays": ".png", **chosen}
-        return {kind: out / kind / f"{file.stem}{extension}" for kind, extension in chosen.items()}
+    def targets(self, file: InputFile, out: Path) -> dict[OutputKind, Path]:
+        """The files that are made of ``file``, by kind; the mask comes last."""
+        extensions: dict[OutputKind, str] = {"overlays": ".png"} if self.overlays else {}
+        kinds: tuple[Kind, ...] = ("probabilities", "uncertainty", "masks")
+        extensions |= {kind: file.extension(kind) for kind in kinds if kind == "masks" or getattr(self, kind)}
+        return {kind: out / kind / f"{file.stem}{extension}" for kind, extension in extensions.items()}
 
 
 @dataclass
@@ -77,10 +76,10 @@ def predict_files(
     stop: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> Outcome:
-    """Segment files and write the answers; reading, network and writing overlap.
+    """Segment files and write the predictions; reading, network and writing overlap.
 
-    A file whose answers are all there is passed over, so that the same call goes on where another one stopped. Each
-    answer is written all or nothing, the mask last.
+    A file whose predictions are all there is passed over, so that the same call goes on where another one stopped.
+    Each of them is written all or nothing, the mask last.
 
     Args:
         predict_fn: gives one output, (B, 3, S, S) in 0..1 -> {name: logits (B, K, h, w)}.
@@ -95,7 +94,7 @@ def predict_files(
     Returns:
         How many files were done, and which failed and why.
     Raises:
-        StorageError: an answer cannot be written.
+        StorageError: a prediction cannot be written.
         ConfigError: label values that a kind of file cannot hold; nothing was predicted.
     """
     out = Path(out)
@@ -113,7 +112,7 @@ def predict_files(
         targets = wanted.targets(file, out)
         shared = next((target for target in targets.values() if sharing[target] > 1), None)
         if shared is not None:
-            outcome.failed.append((file, DataError(f"{file.path}: another file's answer would be {shared}, too")))
+            outcome.failed.append((file, DataError(f"{file.path}: another file's prediction would be {shared}, too")))
         elif not overwrite and all(target.exists() for target in targets.values()):
             outcome.skipped += 1
         else:
@@ -129,9 +128,9 @@ def predict_files(
             begun += 1
             yield name, file.read
 
-    def then(name: str, image: np.ndarray | None, answers: dict[str, Segmentation]) -> None:
-        [answer] = answers.values()
-        write_answer(todo[name], image, answer, out, wanted)
+    def then(name: str, image: np.ndarray | None, by_output: dict[str, Segmentation]) -> None:
+        [segmentation] = by_output.values()
+        write_prediction(todo[name], image, segmentation, out, wanted)
 
     # Enough pictures to fill the next batch, but volumes are large.
     ahead = 2 if any(isinstance(file, Nifti) for file in files) else workers + settings["batch_size"]
@@ -162,27 +161,35 @@ def predict_files(
     return outcome
 
 
-def write_answer(file: InputFile, image: np.ndarray | None, answer: Segmentation, out: Path, wanted: Wanted) -> None:
-    """Write one file's answers below ``out``, the mask last: where there is a mask, all is there.
+def write_prediction(
+    file: InputFile, image: np.ndarray | None, segmentation: Segmentation, out: Path, wanted: Wanted
+) -> None:
+    """Write what was predicted of one file below ``out``, the mask last: where there is a mask, all is there.
 
     Args:
-        file: whose answers these are.
-        image: as it was read; needed for overlays.
-        answer: what the network says.
+        file: of which this is the prediction.
+        image: uint8 (H, W, 3) or (D, H, W, 3), as it was read; needed for overlays.
+        segmentation: labels (H, W) or (D, H, W), with the probabilities and the uncertainty that are wanted.
+        out: folder of all predictions.
+        wanted: what to write.
     Raises:
         StorageError: the disk is full or a write failed.
+        ValueError: overlays are wanted, but there is no image.
     """
+    labels = segmentation.labels
     for kind, target in wanted.targets(file, out).items():
         if kind == "overlays":
-            content = _png((draw_sheet if answer.labels.ndim == 3 else draw_outlines)(image, answer.labels))
+            if image is None:
+                raise ValueError("overlays are drawn on the image, which is None; keep it, or leave overlays out")
+            content = _png((draw_sheet if labels.ndim == 3 else draw_outlines)(image, labels))
         else:
-            values = to_values(answer.labels, wanted.values) if kind == "masks" else getattr(answer, kind)
+            values = to_values(labels, wanted.values) if kind == "masks" else getattr(segmentation, kind)
             content = file.encode(kind, values, wanted.classes)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(target, error) from error
-        write_atomically(target, lambda stream, content=content: stream.write(content), need=len(content))
+        write_bytes(target, content)
 
 
 def to_values(labels: np.ndarray, values: LabelValues | None) -> np.ndarray:

@@ -4,13 +4,14 @@ import contextlib
 import functools
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,13 +19,15 @@ from knowsam.data.source import Source
 from knowsam.errors import DataError, NumericError
 from knowsam.losses.entropy import entropy_map
 
+_T = TypeVar("_T")
+
 PredictFn = Callable[[Tensor], dict[str, Tensor]]
 """(B, 3, S, S) in 0..1 -> logits (B, K, h, w) by output name; ``method.predict`` is one."""
 
-Resize = Callable[[np.ndarray, int], np.ndarray]
+Resize = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 """uint8 (H, W, 3), S -> uint8 (S, S, 3)."""
 
-NamedImages = Iterable[tuple[str, Callable[[], np.ndarray]]]
+NamedImages = Iterable[tuple[str, Callable[[], NDArray[np.uint8]]]]
 """Case ids, and what reads each image: uint8 (H, W, 3), or (D, H, W, 3) for a volume."""
 
 FLIPS = ((), (-1,), (-2,), (-2, -1))
@@ -41,18 +44,18 @@ class Segmentation:
         uncertainty: float32, shaped as ``labels``, entropy divided by log K, 0..1; None unless asked for.
     """
 
-    labels: np.ndarray
-    probabilities: np.ndarray | None = None
-    uncertainty: np.ndarray | None = None
+    labels: NDArray[np.uint8]
+    probabilities: NDArray[np.float32] | None = None
+    uncertainty: NDArray[np.float32] | None = None
 
 
-Then = Callable[[str, np.ndarray | None, dict[str, Segmentation]], Any]
-"""Case id, the image as read (if kept), answers by output name -> whatever ``segment`` shall yield for the case."""
+Then = Callable[[str, NDArray[np.uint8] | None, dict[str, Segmentation]], Any]
+"""Case id, the image as read (if kept), segmentations by output name -> what ``segment`` shall yield for the case."""
 
 
 def predict_case(
     predict_fn: PredictFn,
-    image: np.ndarray,
+    image: NDArray[np.uint8],
     *,
     image_size: int,
     batch_size: int,
@@ -61,7 +64,7 @@ def predict_case(
     outputs: Sequence[str] | None = None,
     autocast: torch.dtype | None = None,
     resize: Resize | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[np.uint8]]:
     """Segment one image, or one volume slice by slice.
 
     Args:
@@ -109,7 +112,7 @@ def predict_cases(
     autocast: torch.dtype | None = None,
     resize: Resize | None = None,
     read_ahead: int = 4,
-) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+) -> Generator[tuple[str, dict[str, NDArray[np.uint8]]], None, None]:
     """Segment cases of a data set, in the order given; images and slices of neighbouring cases share a batch.
 
     Args:
@@ -125,7 +128,7 @@ def predict_cases(
     """
     return segment(
         predict_fn,
-        ((case_id, lambda case_id=case_id: source.image(case_id)) for case_id in case_ids),
+        ((case_id, functools.partial(source.image, case_id)) for case_id in case_ids),
         image_size=image_size,
         batch_size=batch_size,
         device=device,
@@ -159,22 +162,24 @@ def with_flips(predict_fn: PredictFn) -> PredictFn:
     return averaged
 
 
-def labels_only(case_id: str, image: np.ndarray | None, answers: dict[str, Segmentation]) -> dict[str, np.ndarray]:
-    """The label maps by output name: what ``segment`` yields if not told otherwise."""
-    return {name: answer.labels for name, answer in answers.items()}
+def labels_only(
+    case_id: str, image: NDArray[np.uint8] | None, by_output: dict[str, Segmentation]
+) -> dict[str, NDArray[np.uint8]]:
+    """The label maps by output name: what ``segment`` yields by default."""
+    return {name: segmentation.labels for name, segmentation in by_output.items()}
 
 
 @dataclass
 class _Case:
-    """One case on its way: the network's inputs, then the answers that come back."""
+    """One case on its way: the network's inputs, then what comes back."""
 
     case_id: str
     volume: bool
     size: tuple[int, int]  # native H, W
-    slices: list[np.ndarray]  # uint8 (S, S, 3) each
-    image: np.ndarray | None  # as read
-    answers: list[Future] = field(default_factory=list)  # one a slice: Segmentation by output name
-    result: Future | None = None  # of the whole case, once all its slices have been through the network
+    slices: list[NDArray[np.uint8]]  # (S, S, 3) each
+    image: NDArray[np.uint8] | None  # as read
+    segmented: list[Future[dict[str, Segmentation]]] = field(default_factory=list)  # one a slice, by output name
+    result: Future[Any] | None = None  # of the whole case, once all its slices have been through the network
 
 
 def segment(
@@ -197,7 +202,7 @@ def segment(
     finish_behind: int = 0,
     finishers: int = 1,
     tolerate: tuple[type[Exception], ...] = (),
-) -> Iterator[tuple[str, Any]]:
+) -> Generator[tuple[str, Any], None, None]:
     """Read, predict and finish cases, in order. Reading and finishing may go on beside the network, in threads.
 
     Neither threads nor batches change a result. How much is in memory at a time is bounded: ``read_ahead`` cases
@@ -225,22 +230,24 @@ def segment(
         raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
     if resize is None:
         # Training's own function: a network should see at test time what it was trained on.
-        from knowsam.data.readers import resize_image as resize
+        from knowsam.data.readers import resize_image
+
+        resize = resize_image
 
     device = torch.device(device)
     waiting: deque[tuple[str, _Case | Exception]] = deque()  # in order; a case, or why there is none
-    batch: list[tuple[_Case, np.ndarray]] = []
-    rows: deque[Future] = deque()  # slices whose logits are still held
-    want = {"probabilities": probabilities, "uncertainty": uncertainty}
+    batch: list[tuple[_Case, NDArray[np.uint8]]] = []
+    rows: deque[Future[dict[str, Segmentation]]] = deque()  # slices whose logits are still held
+    finish_slice = functools.partial(_finish_slice, probabilities=probabilities, uncertainty=uncertainty)
     prepare = functools.partial(_prepare, image_size=image_size, resize=resize, keep_image=keep_images)
 
     def flush() -> None:
-        answer = _forward(predict_fn, [image for _, image in batch], device, num_classes, autocast, outputs)
+        predicted = _forward(predict_fn, [image for _, image in batch], device, num_classes, autocast, outputs)
         for row, (case, _) in enumerate(batch):
-            logits = {name: of_batch[row] for name, of_batch in answer.items()}
-            case.answers.append(pool.submit(_finish_slice, logits, case.case_id, case.size, **want))
-            rows.append(case.answers[-1])
-            if len(case.answers) == len(case.slices):
+            logits = {name: of_batch[row] for name, of_batch in predicted.items()}
+            case.segmented.append(pool.submit(finish_slice, logits, case.case_id, case.size))
+            rows.append(case.segmented[-1])
+            if len(case.segmented) == len(case.slices):
                 # Its slices are before it in the queue, so waiting for them inside the pool cannot lock it up.
                 case.result = pool.submit(_finish_case, case, then)
         batch.clear()
@@ -255,8 +262,11 @@ def segment(
                 through = sum(isinstance(c, _Case) and c.result is not None for _, c in waiting)
                 if case.result is None or (not case.result.done() and through <= behind):
                     return
+                outcome = _outcome(case.result, tolerate)
+            else:
+                outcome = case
             waiting.popleft()
-            yield case_id, _outcome(case.result, tolerate) if isinstance(case, _Case) else case
+            yield case_id, outcome
 
     with (
         _eval_mode(predict_fn),
@@ -265,10 +275,11 @@ def segment(
     ):
         for case_id, case in cases:
             waiting.append((case_id, case))
-            for image in case.slices if isinstance(case, _Case) else ():
-                batch.append((case, image))
-                if len(batch) == batch_size:
-                    flush()
+            if isinstance(case, _Case):
+                for image in case.slices:
+                    batch.append((case, image))
+                    if len(batch) == batch_size:
+                        flush()
             yield from finished(finish_behind)
         if batch:
             flush()
@@ -277,25 +288,27 @@ def segment(
 
 def _read(
     named_images: NamedImages,
-    prepare: Callable[[str, Callable[[], np.ndarray]], _Case],
+    prepare: Callable[[str, Callable[[], NDArray[np.uint8]]], _Case],
     read_ahead: int,
     readers: int,
     tolerate: tuple[type[Exception], ...],
-) -> Iterator[tuple[str, _Case | Exception]]:
+) -> Generator[tuple[str, _Case | Exception], None, None]:
     """Cases in order, ``read_ahead`` of them prepared beside. One reader follows the order of the cases in decoding."""
     with _executor(readers if read_ahead else 0, "read") as pool:
-        pending: deque[tuple[str, Future]] = deque()
+        pending: deque[tuple[str, Future[_Case]]] = deque()
         for case_id, get in named_images:
             pending.append((case_id, pool.submit(prepare, case_id, get)))
             if len(pending) > read_ahead:
                 case_id, future = pending.popleft()
-                yield case_id, _outcome(future, tolerate)
+                case = _outcome(future, tolerate)
+                yield case_id, case
         while pending:
             case_id, future = pending.popleft()
-            yield case_id, _outcome(future, tolerate)
+            case = _outcome(future, tolerate)
+            yield case_id, case
 
 
-def _outcome(future: Future, tolerate: tuple[type[Exception], ...]) -> Any:
+def _outcome(future: Future[_T], tolerate: tuple[type[Exception], ...]) -> _T | Exception:
     try:
         return future.result()
     except tolerate as error:
@@ -303,7 +316,7 @@ def _outcome(future: Future, tolerate: tuple[type[Exception], ...]) -> Any:
 
 
 def _prepare(
-    case_id: str, get: Callable[[], np.ndarray], *, image_size: int, resize: Resize, keep_image: bool
+    case_id: str, get: Callable[[], NDArray[np.uint8]], *, image_size: int, resize: Resize, keep_image: bool
 ) -> _Case:
     image = np.asarray(get())
     if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3 or image.size == 0:
@@ -318,7 +331,7 @@ def _prepare(
 
 def _forward(
     predict_fn: PredictFn,
-    images: list[np.ndarray],
+    images: list[NDArray[np.uint8]],
     device: torch.device,
     num_classes: int | None,
     autocast: torch.dtype | None,
@@ -327,20 +340,20 @@ def _forward(
     stacked = torch.from_numpy(np.stack(images)).to(device)  # (B, S, S, 3)
     x = stacked.permute(0, 3, 1, 2).contiguous().float() / 255  # (B, 3, S, S)
     with torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-        answer = predict_fn(x)
+        predicted = predict_fn(x)
     if outputs is not None:
-        missing = [name for name in outputs if name not in answer]
+        missing = [name for name in outputs if name not in predicted]
         if missing:
-            raise ValueError(f"no output {', '.join(map(repr, missing))}; allowed: {', '.join(map(repr, answer))}")
-        answer = {name: answer[name] for name in outputs}
-    for name, logits in answer.items():
+            raise ValueError(f"no output {', '.join(map(repr, missing))}; allowed: {', '.join(map(repr, predicted))}")
+        predicted = {name: predicted[name] for name in outputs}
+    for name, logits in predicted.items():
         few, many = (2, 256) if num_classes is None else (num_classes, num_classes)
         if logits.ndim != 4 or logits.shape[0] != len(images) or not few <= logits.shape[1] <= many:
             raise ValueError(
                 f"output {name!r} has shape {tuple(logits.shape)}; allowed: ({len(images)}, K, h, w), "
                 f"K {few if few == many else f'from {few} to {many}'} with the background"
             )
-    return answer
+    return predicted
 
 
 def _finish_slice(
@@ -368,15 +381,16 @@ def _finish_slice(
 
 
 def _finish_case(case: _Case, then: Then) -> Any:
-    slices = [answer.result() for answer in case.answers]
-    case.answers.clear()
-    answers = {name: _stack([s[name] for s in slices]) for name in slices[0]} if case.volume else slices[0]
-    return then(case.case_id, case.image, answers)
+    slices = [segmented.result() for segmented in case.segmented]
+    case.segmented.clear()
+    by_output = {name: _stack([s[name] for s in slices]) for name in slices[0]} if case.volume else slices[0]
+    return then(case.case_id, case.image, by_output)
 
 
 def _stack(slices: list[Segmentation]) -> Segmentation:
     def along(axis: int, arrays: list[np.ndarray | None]) -> np.ndarray | None:
-        return None if arrays[0] is None else np.stack(arrays, axis)
+        present = [array for array in arrays if array is not None]  # all slices have it, or none
+        return np.stack(present, axis) if present else None
 
     return Segmentation(
         np.stack([s.labels for s in slices]),
@@ -388,9 +402,9 @@ def _stack(slices: list[Segmentation]) -> Segmentation:
 class _InTurn(Executor):
     """An executor without threads: what is submitted is done at once."""
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         """A future that is done."""
-        future: Future = Future()
+        future: Future[_T] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
         except Exception as error:
