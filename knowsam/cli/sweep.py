@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
 def _run(sweep: "Sweep", retry_failed: bool, plan_only: bool) -> int:
     import importlib
 
+    from knowsam.sweep.status import summary
     from knowsam.sweep.store import Store
-    from knowsam.sweep.words import summary
 
     store = Store.enrol(sweep, retry_failed=retry_failed)
     name, workers = sweep.launcher["name"], sweep.launcher.get("workers", 1)
@@ -101,8 +101,8 @@ def _status(folder: str) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from knowsam.sweep.status import summary
     from knowsam.sweep.store import Store
-    from knowsam.sweep.words import summary
     from knowsam.text import duration
 
     store = Store(folder)

@@ -12,8 +12,8 @@ empty_both      none    none        1               0                          n
 ==============  ======  ==========  ==============  =========================  ==============================
 
 The diagonal, ``sqrt(sum((size_i * spacing_i)^2))``, exceeds every distance that two masks in the image can have, so a
-model that predicts nothing never looks better than one that predicts badly. Absent and not predicted is a right answer
-but a free one: counting it as a perfect score would lift the mean of a rare class with every image that lacks it.
+model that predicts nothing never looks better than one that predicts badly. Absent and not predicted is right but
+free: counting it as a perfect score would lift the mean of a rare class with every image that lacks it.
 ``empty="include"`` counts it nevertheless, for comparison with tables that do.
 
 **Edges.** A pixel of a mask belongs to its edge when one of its face neighbours (4 in 2-D, 6 in 3-D) is not in the
@@ -24,8 +24,8 @@ edge pixel of one mask to the nearest edge pixel of the other, both ways:
 * ASD: the mean of the pooled list (average *symmetric* surface distance);
 * NSD: the fraction of the pooled list that is at most the tolerance.
 
-Edges and distances come from MONAI; the reductions stand here because MONAI's answer NaN for an empty mask, and its
-``aggregate()`` drops NaN without a word, which makes a failing model look better (MONAI#9095).
+Edges and distances come from MONAI; the reductions stand here because MONAI's give NaN for an empty mask, and its
+``aggregate()`` drops NaN silently, which makes a failing model look better (MONAI#9095).
 """
 
 import math
@@ -79,7 +79,7 @@ def counts_in_mean(status: Status, empty: str = "exclude") -> bool:
         status: of one case and class.
         empty: ``"exclude"`` or ``"include"`` the cases where target and prediction both lack the class.
     Raises:
-        ValueError: another word for ``empty``.
+        ValueError: ``empty`` is neither.
     """
     if empty not in EMPTY_MODES:
         raise ValueError(f"empty is {empty!r}; allowed: {', '.join(map(repr, EMPTY_MODES))}")
@@ -181,11 +181,11 @@ def _surface_metrics(
     box = _bounding_box(prediction | target, margin=1)
     # `spacing` stays away from the edges: given there it would switch to MONAI's other, subvoxel definition.
     edge_prediction, edge_target = get_mask_edges(prediction[box], target[box], crop=False)
-    forth = get_surface_distance(edge_prediction, edge_target, spacing=spacing).astype(np.float64)
-    back = get_surface_distance(edge_target, edge_prediction, spacing=spacing).astype(np.float64)
+    forth = np.asarray(get_surface_distance(edge_prediction, edge_target, spacing=spacing), np.float64)
+    back = np.asarray(get_surface_distance(edge_target, edge_prediction, spacing=spacing), np.float64)
     pooled = np.concatenate([forth, back])
     hd95 = max(np.percentile(forth, 95), np.percentile(back, 95))
-    # MONAI answers in float32, where 3 * 0.1 mm is a little more than a tolerance of 0.3 mm.
+    # MONAI gives float32, where 3 * 0.1 mm is a little more than a tolerance of 0.3 mm.
     nsd = np.mean(pooled <= nsd_tolerance * (1 + 1e-6))
     return float(hd95), float(pooled.mean()), float(nsd)
 

@@ -22,7 +22,7 @@ class Journal(JournalFileBackend):
         path: journal file; made if it is not there.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         super().__init__(str(path), lock_obj=_RepairingLock(Path(path)))
 
 

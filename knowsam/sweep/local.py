@@ -28,7 +28,7 @@ def launch(store: Store, options: dict[str, Any]) -> None:
     restarts = RESTARTS * workers
     rounds = RESTARTS
     with StopSignal() as stop:
-        running: dict[int, subprocess.Popen] = {}
+        running: dict[int, subprocess.Popen[bytes]] = {}
         ended: set[int] = set()
         while not stop.name:
             for i in range(workers):
@@ -61,7 +61,7 @@ def wait_for_orphans(store: Store, stop: StopSignal, seconds: float = 60.0) -> b
     return bool(store.left()) and not store.held() and not stop.name
 
 
-def _start(store: Store, variables: dict[str, str], cores: set[int] | None) -> subprocess.Popen:
+def _start(store: Store, variables: dict[str, str], cores: set[int] | None) -> subprocess.Popen[bytes]:
     parent = os.getpid()
 
     def prepare() -> None:

@@ -15,7 +15,7 @@ class FileLock:
         path: lock file; made if it is not there, and never removed.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.handle: int | None = None
 

@@ -64,7 +64,7 @@ def ask(study: Study, search: Search, number: int) -> "Trial":
     return study.ask(fixed_distributions=distributions(search.space))
 
 
-def in_words(params: dict[str, Any]) -> str:
+def setting_text(params: dict[str, Any]) -> str:
     """``lr=0.00132, mixing=true``."""
     text = {k: f"{v:.4g}" if isinstance(v, float) else str(v).lower() for k, v in params.items()}
     return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in text.items())

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from knowsam.errors import ConfigError, StorageError
 from knowsam.signals import StopSignal
 from knowsam.sweep.locks import FileLock
+from knowsam.sweep.status import trial_line
 from knowsam.sweep.store import FINISHED, Store
-from knowsam.sweep.words import trial_line
 from knowsam.sweep.worker import GRACE, INTERRUPTED, child_environment, die_with
 from knowsam.text import did_you_mean
 
@@ -29,7 +29,7 @@ REQUEUES = 1000
 """How often a job may reach its time limit and be queued again. A trial without end is for ``time_limit``."""
 
 NOTICE = int(GRACE) + 60
-"""Seconds before its time limit at which a job is told: what a trial may take to save itself, and the requeueing."""
+"""Seconds before its time limit at which a job is warned: what a trial may take to save itself, and the requeueing."""
 
 ASK = 15.0
 """Seconds between two questions to SLURM, which has other users too."""
@@ -59,18 +59,18 @@ class WorkerJob:
         threads: CPU threads of the trial; those that SLURM gave if None.
     """
 
-    def __init__(self, folder: str, trials: int | None, threads: int | None):
+    def __init__(self, folder: str, trials: int | None, threads: int | None) -> None:
         self.folder, self.trials, self.threads = folder, trials, threads
         self.worker: int | None = None
 
     def __call__(self) -> None:
         """Work. Raises RuntimeError when the worker failed, for submitit to record."""
-        words = [sys.executable, "-m", "knowsam", "sweep", "work", self.folder]
-        words += ["--trials", str(self.trials)] if self.trials else []
+        command = [sys.executable, "-m", "knowsam", "sweep", "work", self.folder]
+        command += ["--trials", str(self.trials)] if self.trials else []
         threads = self.threads or int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
         parent = os.getpid()
         process = subprocess.Popen(
-            words,
+            command,
             env=child_environment(threads),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -129,7 +129,7 @@ def launch(store: Store, options: dict[str, Any]) -> None:
     with FileLock(store.folder / "locks" / "submit"):  # a second start waits, and then finds the jobs of the first
         before = active(folder, cluster)
         if before is None:
-            raise StorageError("squeue gives no answer", hint="Try again when it does; nothing was submitted.")
+            raise StorageError("squeue does not respond", hint="Try again when it does; nothing was submitted.")
         left, per_job = store.left(), options.get("trials_per_job", 1) if cluster == "slurm" else None
         wanted = -(-left // per_job) if per_job else min(options.get("workers", 1), left)
         if before:
@@ -150,23 +150,23 @@ def launch(store: Store, options: dict[str, Any]) -> None:
 
 
 def _wait(store: Store, stop: StopSignal, ask: Callable[[], list[str] | None], *, seconds: float) -> None:
-    """Tell every trial that ends, until none is left or, asked twice, no job is; no answer is no reason to end."""
-    told = {item["folder"] for item in store.trials() if item["state"] in FINISHED}
-    asked, answers = time.monotonic(), 0
-    while not stop.name and answers < 2:
+    """Report every trial that ends, until none is left or, asked twice, no job is; silence is no reason to end."""
+    reported = {item["folder"] for item in store.trials() if item["state"] in FINISHED}
+    asked, empty = time.monotonic(), 0
+    while not stop.name and empty < 2:
         for item in store.trials():
-            if item["state"] in FINISHED and item["folder"] not in told:
-                told.add(item["folder"])
+            if item["state"] in FINISHED and item["folder"] not in reported:
+                reported.add(item["folder"])
                 print(trial_line(store, item["folder"], item["state"]), flush=True)
         if not store.left():
             return
         if time.monotonic() - asked >= seconds:
-            answers, asked = answers + 1 if ask() == [] else 0, time.monotonic()
+            empty, asked = empty + 1 if ask() == [] else 0, time.monotonic()
         time.sleep(0.5)
 
 
 def active(folder: Path, cluster: str) -> list[str] | None:
-    """Numbers of the jobs submitted from ``folder`` that wait or run; None if the queue gives no answer.
+    """Numbers of the jobs submitted from ``folder`` that wait or run; None if the queue does not respond.
 
     What submitit leaves in the folder is the record: a job without its file there could do nothing.
     """
@@ -177,24 +177,24 @@ def active(folder: Path, cluster: str) -> list[str] | None:
         return []
     if cluster != "slurm":
         return [job for job in ids if _is_controller(job, folder)]
-    words = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i"]
+    command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i"]
     try:
-        answer = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
         return None
-    queued = set(answer.stdout.split())
-    return [job for job in ids if job in queued] if answer.returncode == 0 else None
+    queued = set(done.stdout.split())
+    return [job for job in ids if job in queued] if done.returncode == 0 else None
 
 
 def _is_controller(pid: str, folder: Path) -> bool:
     """Whether a process lives and is submitit's, for this folder."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    # A process that has just been started has no words yet.
-    return state != "Z" and (words == [b""] or {b"submitit.local._local", str(folder).encode()} <= set(words))
+    # A process that has just been started has no arguments yet.
+    return state != "Z" and (arguments == [b""] or {b"submitit.local._local", str(folder).encode()} <= set(arguments))
 
 
 def _numbers(ids: Sequence[str]) -> str:
@@ -243,7 +243,7 @@ def _executor(folder: Path, cluster: str, name: str, options: dict[str, Any]) ->
 
 
 def _parameters(cluster: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """In submitit's words: ours, and over them those of ``parameters``."""
+    """By submitit's names: ours, and over them those of ``parameters``."""
     from submitit.slurm.slurm import SlurmExecutor
 
     threads, minutes = options.get("threads"), options.get("minutes", MINUTES)

@@ -4,8 +4,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ PRUNERS = ("none", "median", "hyperband", "asha")
 
 Overrides = dict[str, Any]
 
+Complain = Callable[[str, str], None]
+"""Takes down what is wrong: the dotted key, and what about it."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -29,7 +32,7 @@ class Trial:
 
     Attributes:
         key: hash of the resolved configuration and its split lists.
-        setting: what distinguishes it from the others but the seed, in words.
+        setting: what distinguishes it from the others but the seed, for people.
         experiment: name of the base experiment; results of different ones never stand in one table.
         seed: of the run.
         overrides: dotted keys over the base experiment, the seed included.
@@ -94,7 +97,7 @@ class SweepFile:
         time_limit: seconds after which a trial is ended and recorded as failed; 0 for none.
         retries: how often a trial whose process was killed is taken up again, from its checkpoint, by one worker.
         keep: ``all``, or ``best``: a complete trial's ``last.pt`` (weights and optimizers) goes, its ``best.pt`` stays.
-        command: words that run one trial; ``{config}`` and ``{run}`` stand for its files. knowsam's own if not given.
+        command: what runs one trial, a list; ``{config}`` and ``{run}`` stand for its files. knowsam's own if None.
     """
 
     base: Any = None
@@ -190,16 +193,17 @@ def load_sweep(path: str | Path) -> Sweep:
     _raise(problems, path)
 
     name = file.name or path.stem
-    sweep = {
-        "name": name,
-        "folder": Path(file.folder or f"runs/sweeps/{name}"),
-        "storage": file.storage,
-        "launcher": launcher,
-        "time_limit": file.time_limit,
-        "retries": file.retries,
-        "keep": file.keep,
-        "command": list(file.command) if file.command else None,
-    }
+    sweep = Sweep(
+        name=name,
+        folder=Path(file.folder or f"runs/sweeps/{name}"),
+        trials=[],
+        storage=file.storage,
+        launcher=launcher,
+        time_limit=file.time_limit,
+        retries=file.retries,
+        keep=file.keep,
+        command=list(file.command) if file.command else None,
+    )
     if search is not None:
         overrides = dict(file.overrides)
         base = next(iter(bases.values()))
@@ -207,7 +211,7 @@ def load_sweep(path: str | Path) -> Sweep:
             resolve(base, {**overrides, **first_point(search), "train.seed": seeds[0]})
         except KnowsamError as error:
             raise type(error)(f"{path}: the first point of the search space: {error}", hint=error.hint) from error
-        return Sweep(**sweep, trials=[], search=search, base=str(base), seed=seeds[0], overrides=overrides)
+        return replace(sweep, search=search, base=str(base), seed=seeds[0], overrides=overrides)
 
     warnings: list[str] = []
     trials = _expand(file, bases, axes, excluded, seeds, problems, warnings)
@@ -216,7 +220,7 @@ def load_sweep(path: str | Path) -> Sweep:
     if file.baseline is not None and file.baseline not in settings:
         complain("baseline", f"there is no setting {file.baseline!r}{did_you_mean(file.baseline, settings)}")
         _raise(problems, path)
-    return Sweep(**sweep, trials=trials, baseline=file.baseline, warnings=warnings)
+    return replace(sweep, trials=trials, baseline=file.baseline, warnings=warnings)
 
 
 def run_folder(setting: str, seed: int, key: str) -> str:
@@ -272,7 +276,7 @@ _KINDS = {
 }
 
 
-def _fill(values: Mapping[str, Any], complain) -> SweepFile:
+def _fill(values: Mapping[str, Any], complain: Complain) -> SweepFile:
     file = SweepFile()
     for key, value in values.items():
         if key not in vars(file):
@@ -290,7 +294,7 @@ def _fill(values: Mapping[str, Any], complain) -> SweepFile:
     return file
 
 
-def _bases(base: Any, beside: Path, complain) -> dict[str, Path]:
+def _bases(base: Any, beside: Path, complain: Complain) -> dict[str, Path]:
     """Experiment name -> file."""
     if isinstance(base, str):
         base = {Path(base).stem: base}
@@ -316,7 +320,7 @@ _LAUNCHER_KINDS = {
 }
 
 
-def _launcher(block: Mapping[str, Any], complain) -> dict[str, Any]:
+def _launcher(block: Mapping[str, Any], complain: Complain) -> dict[str, Any]:
     name = block.get("name", "local")
     if name not in LAUNCHERS:
         complain("launcher.name", f"there is no launcher {name!r}; known: {', '.join(LAUNCHERS)}")
@@ -332,7 +336,7 @@ def _launcher(block: Mapping[str, Any], complain) -> dict[str, Any]:
     return {"name": name, **block}
 
 
-def _search(file: SweepFile, complain) -> Search:
+def _search(file: SweepFile, complain: Complain) -> Search:
     block = dict(file.search or {})
     space = block.pop("space", None)
     if not isinstance(space, dict) or not space:
@@ -371,7 +375,7 @@ def _range_problem(choice: Any) -> str | None:
     low, high, log, step = choice["low"], choice["high"], choice.get("log", False), choice.get("step")
     if any(type_error(value, "float") for value in (low, high)) or not -math.inf < low < high < math.inf:
         return f"needs numbers low < high, got {low!r} and {high!r}"
-    if not type_error(step, "float") and not 0 < step <= high - low:
+    if step is not None and not type_error(step, "float") and not 0 < step <= high - low:
         return f"needs a step above 0 and not beyond the range, got {step!r}"
     if type_error(log, "bool") or type_error(step, "float | None") or (log and (low <= 0 or step is not None)):
         return "log must be true or false, needs low > 0, and excludes step"
@@ -388,7 +392,7 @@ def first_point(search: Search) -> Overrides:
 Axis = list[tuple[str, Overrides]]
 
 
-def _axes(file: SweepFile, complain) -> list[Axis]:
+def _axes(file: SweepFile, complain: Complain) -> list[Axis]:
     """Each axis is a list of (label, overrides); the trials are their product."""
     axes: list[Axis] = []
     if file.list:
@@ -428,7 +432,7 @@ def _label(key: str, value: Any) -> str:
     return text if short == "name" else f"{short}={text}"
 
 
-def _conditions(exclude: Any, complain) -> list[dict[str, Any]]:
+def _conditions(exclude: Any, complain: Complain) -> list[dict[str, Any]]:
     blocks = exclude if isinstance(exclude, list) else [exclude] if exclude is not None else []
     for block in blocks:
         if not isinstance(block, dict) or not block:

@@ -36,7 +36,7 @@ class Store:
         NotFoundError: the folder holds no sweep.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
         self.plan = self._read(self.folder / "plan.json")
         if not self.plan:
@@ -276,14 +276,14 @@ class Store:
 
     def _draw(self, search: Search) -> "Claim | None":
         """A new trial of the search; None when its settings are impossible or were drawn before."""
-        from knowsam.sweep.search import ask, in_words
+        from knowsam.sweep.search import ask, setting_text
 
         number = len(self.study.get_trials(deepcopy=False))
         lock = FileLock(self.folder / "locks" / f"trial{number}")
         lock.acquire()
         trial = ask(self.study, search, number)
         assert trial.number == number, "drawn under the lock"
-        setting, seed = in_words(trial.params), self.plan["seed"]
+        setting, seed = setting_text(trial.params), self.plan["seed"]
         item = {
             "key": f"trial{number}",
             "setting": setting,
@@ -418,6 +418,7 @@ def open_study(folder: Path, url: str | None, name: str, search: Mapping[str, An
     from knowsam.sweep.search import make_pruner
 
     try:
+        storage: optuna.storages.BaseStorage
         if url is None:
             from knowsam.sweep.journal import Journal
 

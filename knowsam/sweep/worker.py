@@ -14,8 +14,8 @@ from typing import Any
 
 from knowsam.config import REPOSITORY
 from knowsam.signals import StopSignal
+from knowsam.sweep.status import trial_line
 from knowsam.sweep.store import Claim, Store
-from knowsam.sweep.words import trial_line
 
 INTERRUPTED = 75
 LOCKED = 73
@@ -28,7 +28,7 @@ POLL = 1.0
 
 
 def work(
-    sweep: str | os.PathLike | Store,
+    sweep: str | os.PathLike[str] | Store,
     *,
     max_trials: int | None = None,
     stop: StopSignal | None = None,
@@ -40,7 +40,7 @@ def work(
         sweep: its folder, or the opened store.
         max_trials: end after so many.
         stop: entered by the caller; asked between and during trials. This call listens for signals itself if None.
-        say: told one line a trial.
+        say: called with one line a trial.
     Returns:
         How many trials this worker ended (complete, failed or pruned).
     """
@@ -71,7 +71,7 @@ def run_trial(claim: Claim, stop: StopSignal) -> str:
     """
     store, plan = claim.store, claim.store.plan
     run = (store.folder / claim.item["folder"]).absolute()
-    words = _command(plan, store.folder / "configs" / f"{claim.item['key']}.yaml", run)
+    command = _command(plan, store.folder / "configs" / f"{claim.item['key']}.yaml", run)
     log = store.folder / "logs" / f"{claim.item['key']}.log"
     attempts, begin = 0, time.monotonic()
     before = _attrs(claim).get("seconds") or 0.0
@@ -79,7 +79,7 @@ def run_trial(claim: Claim, stop: StopSignal) -> str:
     while True:
         attempts += 1
         size = log.stat().st_size if log.exists() else 0
-        code, ended = _run_once(claim, words, log, run, stop, limit - before - (time.monotonic() - begin))
+        code, ended = _run_once(claim, command, log, run, stop, limit - before - (time.monotonic() - begin))
         if plan["search"]:
             _fell_behind(claim, run, set())  # too late to end it, but others are compared with its last validations
         claim.note(seconds=round(before + time.monotonic() - begin, 3))
@@ -105,13 +105,13 @@ def run_trial(claim: Claim, stop: StopSignal) -> str:
             if attempts <= plan["retries"]:
                 continue
         else:
-            message = _last_words(log, size) or f"exit code {code}"
+            message = _last_message(log, size) or f"exit code {code}"
         claim.finish("failed", exit_code=code, message=message, dice=dice)
         return "failed"
 
 
 def _run_once(
-    claim: Claim, words: list[str], log: Path, run: Path, stop: StopSignal, seconds: float
+    claim: Claim, command: list[str], log: Path, run: Path, stop: StopSignal, seconds: float
 ) -> tuple[int, str | None]:
     """Exit code, and ``pruned`` or ``time_limit`` if that is why it was ended."""
     deadline = time.monotonic() + seconds
@@ -122,7 +122,7 @@ def _run_once(
     with open(log, "ab") as output:
         try:
             process = subprocess.Popen(
-                words,
+                command,
                 env=child_environment(None),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -134,7 +134,7 @@ def _run_once(
                 preexec_fn=lambda: die_with(parent),
             )
         except OSError as error:
-            output.write(f"cannot start {words[0]}: {error.strerror}\n".encode())
+            output.write(f"cannot start {command[0]}: {error.strerror}\n".encode())
             return NOT_STARTED, None
     while True:
         try:
@@ -154,7 +154,7 @@ def _run_once(
             return _end(process), why
 
 
-def _end(process: subprocess.Popen) -> int:
+def _end(process: subprocess.Popen[bytes]) -> int:
     """Ask the trial to save its checkpoint and end; kill it and its children if it does not."""
     process.terminate()
     try:
@@ -182,7 +182,7 @@ def die_with(parent: int) -> None:
     """In a new process: SIGTERM, so that the trial saves its checkpoint, when its parent dies (Linux only).
 
     SLURM sends SIGUSR1 and SIGUSR2 to every process of a job; a trial that doesn't know them would die of them, so it
-    begins with both ignored and is told by its worker.
+    begins with both ignored and gets SIGTERM from its worker.
     """
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -195,7 +195,7 @@ def die_with(parent: int) -> None:
 
 def _command(plan: dict[str, Any], config: Path, run: Path) -> list[str]:
     if plan["command"]:
-        return [word.replace("{config}", str(config)).replace("{run}", str(run)) for word in plan["command"]]
+        return [part.replace("{config}", str(config)).replace("{run}", str(run)) for part in plan["command"]]
     processes = plan["launcher"].get("gpus_per_trial", 0)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     # A search may not look at the test split: the best of many settings would have been chosen on it.
@@ -242,8 +242,8 @@ def _signal_name(number: int) -> str:
     return f"signal {number}"
 
 
-def _last_words(log: Path, start: int) -> str:
-    """The error that the trial told, or its last line; of this attempt."""
+def _last_message(log: Path, start: int) -> str:
+    """The error that the trial printed, or its last line; of this attempt."""
     with open(log, "rb") as file:
         file.seek(start)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]

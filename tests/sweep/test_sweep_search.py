@@ -14,10 +14,10 @@ from sweep_stubs import Bench
 
 from knowsam.cli.main import run_command
 from knowsam.sweep import worker
-from knowsam.sweep.search import ask, distributions, in_words, make_pruner, make_sampler
+from knowsam.sweep.search import ask, distributions, make_pruner, make_sampler, setting_text
 from knowsam.sweep.spec import Search
+from knowsam.sweep.status import best_item, summary
 from knowsam.sweep.store import Store
-from knowsam.sweep.words import best_item, summary
 from knowsam.sweep.worker import validation_dice, work
 
 LR = "optim.subnets.lr"
@@ -76,10 +76,10 @@ def test_distributions():
     }
 
 
-def test_in_words():
+def test_setting_text():
     params = {LR: 0.001318256, "method.mixing": True, "method.name": "knowsam", "train.max_steps": 1000, "skd": None}
-    assert in_words(params) == "lr=0.001318, mixing=true, name=knowsam, max_steps=1000, skd=none"
-    assert in_words({LR: 1e-05}) == "lr=1e-05"
+    assert setting_text(params) == "lr=0.001318, mixing=true, name=knowsam, max_steps=1000, skd=none"
+    assert setting_text({LR: 1e-05}) == "lr=1e-05"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_search(bench, capsys):
         params = {key: item["overrides"][key] for key in SPACE}
         assert item["overrides"] == params
         assert 1e-5 <= params[LR] <= 0.1
-        assert (item["setting"], item["seed"]) == (in_words(params), 4)
+        assert (item["setting"], item["seed"]) == (setting_text(params), 4)
         config = (bench.folder / "configs" / f"{item['key']}.yaml").read_text()
         assert "clip_norm: 1.5" in config and "seed: 4" in config
         assert item["value"] == validation_dice(bench.folder / item["folder"])[-1][1]

@@ -22,8 +22,8 @@ from knowsam.errors import ConfigError, NotFoundError, StorageError
 from knowsam.sweep.journal import cut_torn_line
 from knowsam.sweep.locks import FileLock
 from knowsam.sweep.spec import Search, Sweep, Trial
+from knowsam.sweep.status import summary
 from knowsam.sweep.store import Store, write_text
-from knowsam.sweep.words import summary
 
 LR = "optim.subnets.lr"
 RANGE = {"low": 0.001, "high": 0.1}
@@ -472,7 +472,7 @@ def test_summary(tmp_path):
 
 
 def test_progress(tmp_path):
-    from knowsam.sweep.words import progress
+    from knowsam.sweep.status import progress
 
     store = Store.enrol(made(tmp_path, 4))
     assert progress(store) == "[0/4]"

@@ -1,4 +1,4 @@
-"""What a person is told about a sweep: progress, summary, exit code."""
+"""How a sweep stands, for people: progress, summary, exit code."""
 
 from collections import Counter
 from typing import Any
@@ -33,7 +33,7 @@ def trial_line(store: Store, folder: str, state: str) -> str:
 
 
 def summary(store: Store) -> tuple[str, int]:
-    """How the sweep stands, in words, and the exit code: 0 all complete, 1 some failed, 75 some left to do."""
+    """How the sweep stands, as text, and the exit code: 0 all complete, 1 some failed, 75 some left to do."""
     items = store.trials()
     live = [item for item in items if item["state"] != "retired"]
     states = Counter(item["state"] for item in live)
