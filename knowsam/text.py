@@ -1,4 +1,4 @@
-"""Words for people: the nearest right key, and how long something takes."""
+"""Text for people: the nearest right key, and how long something takes."""
 
 import difflib
 import math
@@ -16,7 +16,7 @@ def duration(seconds: float) -> str:
     return f"{days}d {hour:02d}:{minute:02d}:{second:02d}" if days else f"{hour}:{minute:02d}:{second:02d}"
 
 
-def did_you_mean(word: str, known: Iterable[Any]) -> str:
-    """``; did you mean 'x'?`` for the nearest of the known words, or nothing."""
-    near = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
+def did_you_mean(name: str, known: Iterable[Any]) -> str:
+    """``; did you mean 'x'?`` for the nearest of the known names, or nothing."""
+    near = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

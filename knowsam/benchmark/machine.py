@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def ceilings(device: torch.device, *, repeats: int = 7) -> dict[str, float]:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         first, second = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         out = torch.empty(side, side, device=device, dtype=dtype)
-        found[name] = 2 * side**3 / _seconds(lambda a=first, b=second, o=out: torch.mm(a, b, out=o), device, repeats)
+        found[name] = 2 * side**3 / _seconds(partial(torch.mm, first, second, out=out), device, repeats)
     source = torch.zeros(COPY_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
     found["copy"] = 2 * source.nbytes / _seconds(lambda: target.copy_(source), device, repeats)

@@ -49,7 +49,7 @@ def timed(run: Callable[[], Any], device: "torch.device", repeats: int, *, warmu
 
 
 def synchronize(device: "torch.device") -> None:
-    """Wait until a GPU has done what it was told; nothing on a CPU."""
+    """Wait until a GPU has done its work; nothing on a CPU."""
     import torch
 
     if device.type == "cuda":

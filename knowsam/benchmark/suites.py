@@ -34,7 +34,7 @@ def steps(
         repeats: steps of each that count.
         warmup: steps before, of which the last ones settle the memory.
         flops: count the floating-point operations of one more step.
-        progress: told what goes on.
+        progress: called with a line about what goes on.
     Returns:
         For each subject ``seconds`` and ``cpu_seconds`` (lists), ``parts`` (medians), ``memory``, ``flops``, ``facts``,
         and after the first ``faster``: median, smallest and largest of the ratios first / this one, pair by pair.
@@ -101,7 +101,8 @@ def parts(config: Config, device: torch.device, *, repeats: int) -> list[dict[st
         return run
 
     measured: dict[str, Callable[[], None]] = {}
-    guide = getattr(method, "sam_guide", None)
+    guide: Any = getattr(method, "sam_guide", None)
+    students: Any = getattr(method, "students", None)
     if guide is not None:
         store_frozen(guide, autocast_dtype(config.train.precision))
         with torch.no_grad(), autocast(device, precision):
@@ -111,8 +112,8 @@ def parts(config: Config, device: torch.device, *, repeats: int) -> list[dict[st
         measured["SAM prompts and decoder"] = both_ways(
             lambda: guide.decode(embedding.detach().requires_grad_(), coarse, side)
         )
-    if hasattr(method, "students"):
-        measured["students"] = both_ways(lambda: method.students(images))
+    if students is not None:
+        measured["students"] = both_ways(lambda: students(images))
     found = []
     for name, run in measured.items():
         operations = _useful_flops(run)
@@ -133,8 +134,13 @@ def _useful_flops(run: Callable[[], Any]) -> int:
     return sum(n for op, n in counts.items() if "bmm" not in str(op) and "attention" not in str(op))
 
 
-def _attention_flops(encoder: torch.nn.Module, images: int) -> int:
-    """Of softmax(q k^T) v over real tokens: two products forward, four backward."""
+def _attention_flops(encoder: Any, images: int) -> int:
+    """Of softmax(q k^T) v over real tokens: two products forward, four backward.
+
+    Args:
+        encoder: SAM's image encoder: ``image_size``, ``width``, and ``blocks`` with their ``window_size``.
+        images: B.
+    """
     grid, width = encoder.image_size // 16, encoder.width
     total = 0
     for block in encoder.blocks:
@@ -156,7 +162,7 @@ def data(config: Config, device: torch.device, *, batches: int = 50) -> dict[str
     augmenter = build.build_augmenter(config)
     found = {}
     for name, augmented in (("read", False), ("read and augmented", True)):
-        begin = None
+        begin = time.perf_counter()
         for t, raw in enumerate(streams.loader(0, batches + 3)):
             if t == 3:
                 synchronize(device)
@@ -177,13 +183,13 @@ STARTS: Mapping[str, Sequence[str]] = {
 
 
 def startup(*, repeats: int) -> list[dict[str, Any]]:
-    """Seconds from launch until a command has answered, and until the quick start's first step (its cache is there)."""
+    """Seconds from launch until a command has ended, and until the quick start's first step (its cache is there)."""
     found = []
-    for name, words in STARTS.items():
+    for name, arguments in STARTS.items():
         times = []
         for _ in range(repeats):
             begin = time.perf_counter()
-            subprocess.run([sys.executable, *words], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
             times.append(time.perf_counter() - begin)
         found.append({"name": name, "seconds": median(times), "spread": spread(times)})
     times = [_first_step() for _ in range(repeats + 1)][1:]  # the first fills the cache
@@ -192,10 +198,14 @@ def startup(*, repeats: int) -> list[dict[str, Any]]:
 
 def _first_step() -> float:
     with tempfile.TemporaryDirectory() as folder:
-        words = ["tools/train.py", "experiments/quickstart.yaml", "train.log_every=1", f"run={Path(folder) / 'run'}"]
+        arguments = ["experiments/quickstart.yaml", "train.log_every=1", f"run={Path(folder) / 'run'}"]
         begin = time.perf_counter()
         with subprocess.Popen(
-            [sys.executable, "-u", *words], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, "-u", "tools/train.py", *arguments],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as process:
             assert process.stdout is not None
             said = []

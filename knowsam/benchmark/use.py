@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from knowsam.benchmark.measure import median, paired_ratio, spread, timed
 from knowsam.config import Config
+from knowsam.data.builtin import BuiltIn
 
 
 def inference(
@@ -59,7 +61,7 @@ def prediction(
         images: how many; they repeat four pictures.
         batch_size: images at a time.
         workers: threads that read files, and as many that write.
-        progress: told what goes on.
+        progress: called with a line about what goes on.
     Returns:
         For each ``name``, ``images_per_second`` (median), ``spread``, and but for the first ``of_network``: median,
         smallest and largest of its speed over the bare network's, turn by turn.
@@ -81,14 +83,14 @@ def prediction(
         "autocast": autocast_dtype(config.train.precision),
     }
 
-    def answer(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def discs(x: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"fusion": 0 * network(x) + disc}
 
     def bare() -> None:
         batch = torch.rand(batch_size, 3, side, side, device=device)
         with torch.no_grad(), autocast(device, config.train.precision):
             for _ in range(0, images, batch_size):
-                network(batch).sum().item()  # on a GPU, waits for the answer
+                network(batch).sum().item()  # on a GPU, waits for the result
 
     with tempfile.TemporaryDirectory() as folder:
         files = source.write(Path(folder) / "images")
@@ -97,14 +99,14 @@ def prediction(
             classes = [f"class {k}" for k in range(num_classes)]
             with tempfile.TemporaryDirectory(dir=folder) as out:
                 found = find_inputs(files, Rules())
-                outcome = predict_files(answer, found, out, Wanted(classes), workers=workers, **settings)
+                outcome = predict_files(discs, found, out, Wanted(classes), workers=workers, **settings)
             assert outcome.done == images, outcome.failed[:1]
 
         subjects: dict[str, Callable[[], Any]] = {
             "network alone": bare,
             "predict": predict,
-            "evaluate, overlap alone": lambda: evaluate(answer, source, "test", distances=False, **settings),
-            "evaluate, all metrics": lambda: evaluate(answer, source, "test", **settings),
+            "evaluate, overlap alone": lambda: evaluate(discs, source, "test", distances=False, **settings),
+            "evaluate, all metrics": lambda: evaluate(discs, source, "test", **settings),
         }
         seconds: dict[str, list[float]] = {name: [] for name in subjects}
         for turn in range(repeats):
@@ -123,27 +125,23 @@ def prediction(
     return found
 
 
-class _FewPictures:
-    """A source of many cases that are four pictures in memory."""
+class _FewPictures(BuiltIn):
+    """The built-in dataset, whose test cases repeat the same four pictures."""
 
-    def __init__(self, count: int, side: int, num_classes: int):
-        from knowsam.data.builtin import BuiltIn
+    def __init__(self, count: int, side: int, num_classes: int) -> None:
+        super().__init__(num_classes=num_classes, train=1, val=1, test=count, size=side)
+        self._four = self.eval_ids("test")[:4]
+        for case in self._four:  # drawn here, and from now on in memory
+            self.image(case)
 
-        self.count, self.num_classes = count, num_classes
-        made = BuiltIn(num_classes=num_classes, train=1, val=1, test=4, size=side)
-        self._pictures = [(made.image(case), made.mask(case)) for case in made.eval_ids("test")]
+    def image(self, case_id: str) -> NDArray[np.uint8]:
+        return super().image(self._one_of_four(case_id))
 
-    def eval_ids(self, split: str) -> list[str]:
-        return [f"{i:05d}" for i in range(self.count)]
+    def mask(self, case_id: str) -> NDArray[np.uint8]:
+        return super().mask(self._one_of_four(case_id))
 
-    def image(self, case_id: str) -> np.ndarray:
-        return self._pictures[int(case_id) % len(self._pictures)][0]
-
-    def mask(self, case_id: str) -> np.ndarray:
-        return self._pictures[int(case_id) % len(self._pictures)][1]
-
-    def spacing(self, case_id: str) -> None:
-        return None
+    def _one_of_four(self, case_id: str) -> str:
+        return self._four[int(case_id.rpartition("_")[2]) % len(self._four)]
 
     def write(self, folder: Path) -> Path:
         from PIL import Image

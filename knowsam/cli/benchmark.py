@@ -34,7 +34,7 @@ STEP = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Words of the command line."""
+    """Arguments of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"{', '.join(SUITES)}; all if none is given")
@@ -74,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     threads = torch.get_num_threads()
-    words = [*STEP, *args.set, f"train.device={device.type}"]
-    config = load_config(args.experiment, words)
+    common = [*STEP, *args.set, f"train.device={device.type}"]
+    config = load_config(args.experiment, common)
     keep_freed_memory()
     results: dict[str, Any] = {"machine": describe(device), "ceilings": ceilings(device)}
     say(show.machine(results["machine"], results["ceilings"]))
@@ -85,10 +85,10 @@ def run(args: argparse.Namespace) -> int:
 
         plain = text.split()[:1] == ["plain"]
         own = text.split()[1:] if plain else text.split()
-        if plain and not any(word.startswith("train.precision=") for word in own):
+        if plain and not any(override.startswith("train.precision=") for override in own):
             own.append("train.precision=fp32")
-        load_config(args.experiment, [*words, *own])  # a typo is told here rather than by a process
-        return Subject(text, args.experiment, (*words, *own), plain, max(1, threads // processes), processes)
+        load_config(args.experiment, [*common, *own])  # a typo is refused here rather than in a process
+        return Subject(text, args.experiment, (*common, *own), plain, max(1, threads // processes), processes)
 
     if "step" in wanted:
         compared = args.compare or ["train.precision=fp32", "train.precision=bf16"]
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         say(show.steps(results["step"], results["ceilings"]))
     if "parts" in wanted:
         for precision in ("fp32", "bf16"):
-            at = load_config(args.experiment, [*words, f"train.precision={precision}"])
+            at = load_config(args.experiment, [*common, f"train.precision={precision}"])
             results[f"parts_{precision}"] = suites.parts(at, device, repeats=args.repeats)
             say(show.parts(results[f"parts_{precision}"], results["ceilings"][precision], precision))
     if "data" in wanted:

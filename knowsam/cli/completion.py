@@ -27,8 +27,8 @@ KINDS = (
     | dict.fromkeys(("SGDL_best_model.pth", "sam_best_model.pth"), FILE)
 )
 
-# Words that a command takes in the place of a file and that its parser does not list.
-WORDS = {
+# What a command takes in the place of a file and its parser does not list.
+UNLISTED = {
     "sweep": ("work", "status"),
     "weights": tuple(WEIGHTS),
     "benchmark": ("step", "parts", "data", "inference", "prediction", "startup", "processes"),
@@ -37,14 +37,14 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Argument:
-    """An option, or a word of a command.
+    """An option, or a positional argument of a command.
 
     Attributes:
-        flags: such as ``-o`` and ``--output``; none for a word.
+        flags: such as ``-o`` and ``--output``; none for a positional argument.
         kind: what its value is: ``yaml``, ``folder``, ``file``, ``any``; empty for an option without one.
         choices: the values there are, if they are few.
         help: one line.
-        many: a word that may be repeated.
+        many: a positional argument that may be repeated.
     """
 
     flags: tuple[str, ...]
@@ -56,16 +56,16 @@ class Argument:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of ``knowsam``: its options, and its words in their order."""
+    """A command of ``knowsam``: its options, and its positional arguments in their order."""
 
     name: str
     help: str
     options: tuple[Argument, ...]
-    words: tuple[Argument, ...]
+    positionals: tuple[Argument, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Words of the command line."""
+    """Arguments of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("shell", choices=tuple(SHELLS))
@@ -96,12 +96,12 @@ def _argument(command: str, action: argparse.Action) -> Argument:
     if str(action.metavar).lower() == "key=value":
         return Argument(flags, ANY, tuple(override_keys()), about, many=True)
     choices = tuple(str(choice) for choice in action.choices or ())
-    choices += () if flags or choices else WORDS.get(command, ())
+    choices += () if flags or choices else UNLISTED.get(command, ())
     return Argument(flags, _kind(action) if value else "", choices, about, action.nargs in ("*", "+"))
 
 
 def _kind(action: argparse.Action) -> str:
-    """What a value is, from the name that the help gives it; a word without one goes by its own name."""
+    """What a value is, from the name that the help gives it; a positional argument without one goes by its own."""
     name = action.metavar or ("" if action.option_strings else action.dest.upper())
     return KINDS.get(str(name), ANY)
 
@@ -141,7 +141,7 @@ def override_keys() -> list[str]:
 
 _BASH = """\
 # Completion of knowsam for bash, made by: knowsam completion bash
-_knowsam_words() {
+_knowsam_choices() {
     local IFS=$' \\n'
     COMPREPLY+=( $(compgen -W "$1" -- "$cur") )
 }
@@ -158,10 +158,10 @@ _knowsam() {
     local cur=${COMP_WORDS[COMP_CWORD]} command=${COMP_WORDS[1]} place=0 i word after=
     COMPREPLY=()
     if (( COMP_CWORD == 1 )); then
-        _knowsam_words "@COMMANDS@ --help --version"
+        _knowsam_choices "@COMMANDS@ --help --version"
         return
     fi
-    # The option whose value stands here, if one does; and how many words of the command's own stand before.
+    # The option whose value stands here, if one does; and how many positional arguments stand before.
     for (( i = 2; i < COMP_CWORD; i++ )); do
         word=${COMP_WORDS[i]}
         if [[ -n $after ]]; then
@@ -187,7 +187,7 @@ _knowsam() {
         return
     fi
     case "$command $place" in
-@WORDS@
+@POSITIONALS@
     esac
 }
 complete -F _knowsam knowsam
@@ -196,10 +196,10 @@ complete -F _knowsam knowsam
 
 def bash(commands: list[Command]) -> str:
     """The script for bash, 3.2 or newer."""
-    values, options, words, valued = [], [], [], []
+    values, options, positionals, valued = [], [], [], []
     for command in commands:
         flags = " ".join(flag for option in command.options for flag in option.flags)
-        options.append(f'            {command.name}) _knowsam_words "{flags}" ;;')
+        options.append(f'            {command.name}) _knowsam_choices "{flags}" ;;')
         for option in command.options:
             if not option.kind:
                 continue
@@ -207,28 +207,28 @@ def bash(commands: list[Command]) -> str:
             values.append(f"            {pattern}) {_bash_values(option)} ;;")
             # `--option [VALUE]` may stand alone, but then what follows looks like a value to every reader.
             valued.append(pattern)
-        for place, word in enumerate(command.words):
-            pattern = f'"{command.name} "*' if word.many else f'"{command.name} {place}"'
-            words.append(f"        {pattern}) {_bash_values(word)} ;;")
+        for place, argument in enumerate(command.positionals):
+            pattern = f'"{command.name} "*' if argument.many else f'"{command.name} {place}"'
+            positionals.append(f"        {pattern}) {_bash_values(argument)} ;;")
     return (
         _BASH.replace("@COMMANDS@", " ".join(command.name for command in commands))
         .replace("@VALUED@", "|".join(valued))
         .replace("@VALUES@", "\n".join(values))
         .replace("@OPTIONS@", "\n".join(options))
-        .replace("@WORDS@", "\n".join(words))
+        .replace("@POSITIONALS@", "\n".join(positionals))
     )
 
 
 def _bash_values(argument: Argument) -> str:
     parts = [f"_knowsam_files {argument.kind}"] if _files_too(argument) else []
-    parts += [f'_knowsam_words "{" ".join(argument.choices)}"'] if argument.choices else []
+    parts += [f'_knowsam_choices "{" ".join(argument.choices)}"'] if argument.choices else []
     if any(choice.endswith(("=", ".")) for choice in argument.choices):
         parts.append("compopt -o nospace 2>/dev/null")
     return "; ".join(parts) or ":"
 
 
 def _files_too(argument: Argument) -> bool:
-    """Whether files are offered, beside words if there are some."""
+    """Whether files are offered, beside choices if there are some."""
     return argument.kind in (YAML, FILE) or (argument.kind == FOLDER and not argument.choices)
 
 
@@ -256,7 +256,7 @@ def zsh(commands: list[Command]) -> str:
         lines.append(f"        {command.name})")
         lines.append("            _arguments \\")
         specs = [spec for option in command.options for spec in _zsh_option(option)]
-        specs += [_zsh_word(place, word) for place, word in enumerate(command.words, 1)]
+        specs += [_zsh_positional(place, argument) for place, argument in enumerate(command.positionals, 1)]
         lines += [f"                {_quote(spec)} \\" for spec in specs[:-1]]
         lines += [f"                {_quote(specs[-1])}", "            ;;"]
     lines += [
@@ -273,15 +273,15 @@ def _zsh_option(option: Argument) -> Iterator[str]:
         yield f"{flag}[{about}]" + (f":value:{_zsh_values(option)}" if option.kind else "")
 
 
-def _zsh_word(place: int, word: Argument) -> str:
-    return f"{'*' if word.many else place}:{_colons(word.help) or 'word'}:{_zsh_values(word)}"
+def _zsh_positional(place: int, argument: Argument) -> str:
+    return f"{'*' if argument.many else place}:{_colons(argument.help) or 'argument'}:{_zsh_values(argument)}"
 
 
 def _zsh_values(argument: Argument) -> str:
     if any(choice.endswith(("=", ".")) for choice in argument.choices):
         return f' compadd -S "" -- {" ".join(argument.choices)}'  # no space after `=`
     if argument.choices and _files_too(argument):
-        return f'_alternative "words\\:word\\:({" ".join(argument.choices)})" "files\\:file\\:_files"'
+        return f'_alternative "choices\\:choice\\:({" ".join(argument.choices)})" "files\\:file\\:_files"'
     return f"({' '.join(argument.choices)})" if argument.choices else _ZSH_FILES[argument.kind]
 
 
@@ -307,10 +307,10 @@ def fish(commands: list[Command]) -> str:
             flags = " ".join(f"-l {f[2:]}" if f.startswith("--") else f"-s {f[1:]}" for f in option.flags)
             value = f" {_fish_values(option)}" if option.kind else ""
             lines.append(f"{seen} {flags}{value} -d {_fish_quote(option.help)}")
-        for word in command.words:
-            if word.choices:
-                lines.append(f"{seen} -a '{' '.join(word.choices)}'")
-            if _files_too(word):
+        for argument in command.positionals:
+            if argument.choices:
+                lines.append(f"{seen} -a '{' '.join(argument.choices)}'")
+            if _files_too(argument):
                 lines.append(f"{seen} -F")
     return "\n".join(lines) + "\n"
 

@@ -15,7 +15,7 @@ EPILOG = """examples:
 
 `published` is the code of the KnowSAM paper. Without its SAM file the run has the students and the fusion head, which
 is all that is needed at test time. Of the experiment only the data section is used: it says what to evaluate on. The
-checkpoint does not tell what it was trained on: make sure that it was not the test images. See docs/fidelity.md.
+checkpoint does not say what it was trained on: make sure that it was not the test images. See docs/fidelity.md.
 exit codes: 0 done, 66 not found, 73 the folder holds something, 74 disk, 78 configuration, 80 not such a
 checkpoint.
 """
@@ -24,7 +24,7 @@ NO_EXPERIMENT = (
     "This run was converted from a checkpoint without an experiment, so it has no data. Convert it again with "
     "--experiment, whose data section it then takes over."
 )
-NOT_KNOWN = "Not known, as the files do not tell it; config.yaml has the experiment's data section, else defaults:"
+NOT_KNOWN = "Not known, as the files do not say it; config.yaml has the experiment's data section, else defaults:"
 UNKNOWN = (
     "which images it was trained on, and on which split: scores mean something only on images that it never saw",
     "how many of them were labelled, and what the classes are called",
@@ -34,7 +34,7 @@ UNKNOWN = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Words of the command line."""
+    """Arguments of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("format", choices=("published",), help="whose checkpoint: the published KnowSAM code's")

@@ -44,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``knowsam COMMAND ...``.
 
     Args:
-        argv: words after ``knowsam``; those of the process if None.
+        argv: arguments after ``knowsam``; those of the process if None.
     Returns:
         Exit code: 0 finished, 2 wrong usage, 70 a bug, 130 interrupted, else the code of the ``KnowsamError``.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in COMMANDS:
-        return run_command(words[0], words[1:])
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in COMMANDS:
+        return run_command(arguments[0], arguments[1:])
     width = max(map(len, COMMANDS))
     table = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -62,18 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"knowsam {knowsam.__version__}")
     try:
-        if words and not words[0].startswith("-"):
-            near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        if arguments and not arguments[0].startswith("-"):
+            near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
             ask = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(COMMANDS)}"
-            parser.error(f"no command {words[0]!r}{ask}")
-        parser.parse_args(words)
+            parser.error(f"no command {arguments[0]!r}{ask}")
+        parser.parse_args(arguments)
         parser.print_help()
         sys.stdout.flush()
     except SystemExit as stop:
         return _code(stop)
     except BrokenPipeError:
         return _broken_pipe()
-    return 0 if not words else 2
+    return 0 if not arguments else 2
 
 
 def run_command(name: str, argv: Sequence[str] | None = None) -> int:
@@ -81,13 +81,13 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
 
     Args:
         name: a key of ``COMMANDS``.
-        argv: words after the command; those of the process if None.
+        argv: arguments after the command; those of the process if None.
     """
     try:
         module = importlib.import_module(COMMANDS[name][0])
         parser = argparse.ArgumentParser(prog=f"knowsam {name}", description=f"{name}: {COMMANDS[name][1]}")
         module.add_arguments(parser)
-        # Intermixed: options may also stand between the words, as in `EXPERIMENT --dry-run key=value`.
+        # Intermixed: options may also stand between the others, as in `EXPERIMENT --dry-run key=value`.
         code = int(module.run(parser.parse_intermixed_args(argv)) or 0)
         sys.stdout.flush()
         return code
@@ -110,7 +110,7 @@ def _report(error: KnowsamError) -> int:
     if rank != "0":
         if getattr(error, "told_by_main", False):
             return error.exit_code
-        # Most mistakes are made by all ranks alike and told by rank 0; one that only this rank met must be told here.
+        # Most mistakes are made by all ranks alike and reported by rank 0; one that only this rank met, by this rank.
         code = error.exit_code  # not the error, whose frames hold everything that was there
         signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
         time.sleep(RANK_ZERO_HEAD_START)

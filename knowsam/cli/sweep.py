@@ -20,11 +20,11 @@ exit codes: 0 all trials complete, 1 some failed, 66 not found, 74 disk, 75 some
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Words of the command line."""
+    """Arguments of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = "knowsam sweep SWEEP.yaml [options] | work FOLDER [--trials N] | status FOLDER"
-    parser.add_argument("words", nargs="+", metavar="SWEEP.yaml", help="sweep file; or: work FOLDER, status FOLDER")
+    parser.add_argument("arguments", nargs="+", metavar="SWEEP.yaml", help="sweep file; or: work FOLDER, status FOLDER")
     parser.add_argument("--dry-run", action="store_true", help="list the trials and what they will cost")
     parser.add_argument("--no-timing", action="store_true", help="with --dry-run: list only, time no step")
     parser.add_argument("--plan-only", action="store_true", help="write the plan and end; workers join with work")
@@ -38,16 +38,17 @@ def run(args: argparse.Namespace) -> int:
     """Expand the sweep, run what is left of it, say how it stands."""
     from knowsam.errors import ConfigError
 
-    if len(args.words) == 2 and args.words[0] == "work":
-        return _work(args.words[1], args.trials)
-    if len(args.words) == 2 and args.words[0] == "status":
-        return _status(args.words[1])
-    if len(args.words) != 1:
-        raise ConfigError(f"got {' '.join(args.words)!r}", hint="Give SWEEP.yaml, or work FOLDER, or status FOLDER.")
+    given: list[str] = args.arguments
+    if len(given) == 2 and given[0] == "work":
+        return _work(given[1], args.trials)
+    if len(given) == 2 and given[0] == "status":
+        return _status(given[1])
+    if len(given) != 1:
+        raise ConfigError(f"got {' '.join(given)!r}", hint="Give SWEEP.yaml, or work FOLDER, or status FOLDER.")
 
     from knowsam.sweep.spec import load_sweep
 
-    sweep = load_sweep(args.words[0])
+    sweep = load_sweep(given[0])
     if args.workers:
         sweep.launcher["workers"] = args.workers
     if args.launcher:

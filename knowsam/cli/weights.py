@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from knowsam.pretrained import Pretrained
@@ -23,7 +23,7 @@ exit codes: 0 done or all good, 1 not loadable yet, 65 no file can be matched, 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Words of the command line."""
+    """Arguments of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("action", choices=("list", "fetch", "verify"), help="what to do")
@@ -79,7 +79,7 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _as_json(entry: "Pretrained", path: Path | None) -> dict:
+def _as_json(entry: "Pretrained", path: Path | None) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {**asdict(entry), "loadable": entry.loadable, "path": str(path) if path else None}

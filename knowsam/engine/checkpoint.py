@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ _COMMENT_LENGTH = len(_MARK) + 64
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
-def save_checkpoint(path: str | os.PathLike, state: dict[str, Any], *, keep_previous: bool = True) -> None:
+def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any], *, keep_previous: bool = True) -> None:
     """Write ``state`` to ``path`` so that a crash at any moment leaves a valid checkpoint.
 
     The file is written under another name in the same folder, synced to the disk, renamed, and the folder synced. It is
@@ -52,7 +52,7 @@ def save_checkpoint(path: str | os.PathLike, state: dict[str, Any], *, keep_prev
 
     def write(file: BinaryIO) -> None:
         writer = _HashingWriter(file)
-        torch.save(envelope, writer)
+        torch.save(envelope, cast(IO[bytes], writer))  # it has all that torch asks of a file
         if writer.failure is not None:
             raise writer.failure
         # A zip file ends with the length of its comment, 0 as torch writes it.
@@ -68,13 +68,13 @@ def save_checkpoint(path: str | os.PathLike, state: dict[str, Any], *, keep_prev
     write_atomically(path, write, need=need, before_rename=keep)
 
 
-def forget_previous(path: str | os.PathLike) -> None:
+def forget_previous(path: str | os.PathLike[str]) -> None:
     """Delete what ``save_checkpoint`` kept beside ``path`` to fall back to: a complete run has no use for it."""
     with suppress(OSError):
         _previous(Path(path)).unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str | os.PathLike, *, fall_back: bool = True) -> dict[str, Any]:
+def load_checkpoint(path: str | os.PathLike[str], *, fall_back: bool = True) -> dict[str, Any]:
     """The state given to ``save_checkpoint``, on the CPU, its digest verified. Never runs code from the file.
 
     Args:
@@ -225,7 +225,8 @@ def _load(path: Path) -> dict[str, Any]:
             f"this is knowsam {knowsam.__version__} (schema {SCHEMA_VERSION})",
             hint="Use the newer knowsam.",
         )
-    return envelope["state"]
+    state: dict[str, Any] = envelope["state"]
+    return state
 
 
 def _digest_problem(path: Path) -> str | None:
@@ -325,14 +326,13 @@ def _check_finite(state: dict[str, Any]) -> None:
         )
 
 
-def _git(*words: str) -> str | None:
+def _git(*arguments: str) -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # installed: an enclosing repository would be somebody else's
         return None
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, errors="replace", timeout=20, check=False
-        )
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 PARTS = ("data", "validation", "checkpoints")
-"""What is told apart; all else is the steps themselves."""
+"""What is counted apart; all else is the steps themselves."""
 
 
 class Cost:
@@ -30,10 +30,11 @@ class Cost:
         records: Sequence[Mapping[str, Any]] = (),
         *,
         clock: Callable[[], float] = time.monotonic,
-    ):
+    ) -> None:
         self._device = device
         self._clock = clock
-        self._before = next((record for record in reversed(records) if record.get("kind") == "cost"), {})
+        earlier = (record for record in reversed(records) if record.get("kind") == "cost")
+        self._before: Mapping[str, Any] = next(earlier, {})
         self._parts = dict.fromkeys(PARTS, 0.0)
         self._began = clock()
 

@@ -30,7 +30,7 @@ def warn(message: str, *, every_rank: bool = False) -> None:
         _print(f"warning: {message}", sys.stderr)
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a ``metrics.jsonl``; lines that are not whole (a killed writer's last one) are left out."""
     try:
         data = Path(path).read_bytes()
@@ -50,7 +50,7 @@ class MetricsLog:
         tensorboard: also write TensorBoard events under ``tensorboard/``.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, tensorboard: bool = True):
+    def __init__(self, folder: str | os.PathLike[str], *, tensorboard: bool = True):
         self.path = Path(folder) / "metrics.jsonl"
         self._events = Path(folder) / "tensorboard"
         self._tensorboard = tensorboard
@@ -102,7 +102,7 @@ class MetricsLog:
 
         Args:
             step: optimizer updates done.
-            name: one word that tells this warning from others.
+            name: a short one, which sets this warning apart from others.
             text: for people.
         """
         if not is_main():
@@ -280,7 +280,7 @@ class Progress:
         self._bar = None
 
     def update(self, step: int, terms: Mapping[str, float] | None = None, *, images: int = 0) -> None:
-        """Tell of finished updates.
+        """Report finished updates.
 
         Args:
             step: updates done in all.

@@ -1,4 +1,4 @@
-"""Pictures of a training step: what the method saw, what it was told, and what each network answered.
+"""Pictures of a training step: what the method saw, its labels, and what each network predicted.
 
 Drawn from what the step computed anyway, after the update: no network runs, no random number is drawn and nothing is
 written to, so a run with pictures ends in the same bits as one without. Masks of unlabelled images do not exist here.
@@ -29,6 +29,8 @@ ROWS = 2
 
 # viridis at 0, 1/4, 1/2, 3/4, 1: equal steps look equal, and it stays readable without colour.
 HEAT = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], dtype=np.float64)
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 SIDE, GAP, MARGIN = 184, 8, 20
 INK, SOFT, PAPER = (31, 35, 40), (89, 99, 110), (255, 255, 255)
@@ -280,7 +282,7 @@ def _sheet(
 
 
 def _legend(
-    page: Image.Image, pen: ImageDraw.ImageDraw, y: int, class_names: Sequence[str], font, *, has_heat: bool
+    page: Image.Image, pen: ImageDraw.ImageDraw, y: int, class_names: Sequence[str], font: Font, *, has_heat: bool
 ) -> None:
     x, bar, right = MARGIN, 120, page.width - MARGIN
     if has_heat:
@@ -301,7 +303,7 @@ def _legend(
         x = round(end)
 
 
-def _fit(text: str, font, width: int) -> str:
+def _fit(text: str, font: Font, width: int) -> str:
     """The text, cut where it would leave its place."""
     if font.getlength(text) <= width:
         return text

@@ -36,7 +36,7 @@ class RunFolder:
         RunFolderError: the folder cannot be written, is a file, or holds something that is not a run.
     """
 
-    def __init__(self, path: str | os.PathLike, *, create: bool = True):
+    def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.overrides = self.path / "overrides.txt"
@@ -71,7 +71,7 @@ class RunFolder:
         return str(self.path)
 
     @staticmethod
-    def exists(path: str | os.PathLike) -> bool:
+    def exists(path: str | os.PathLike[str]) -> bool:
         """True when ``path`` holds a run, finished or not."""
         return (Path(path) / "config.yaml").is_file()
 
@@ -134,14 +134,14 @@ class RunFolder:
 
         Args:
             config: the resolved config, YAML text.
-            overrides: dotted words of the command line.
+            overrides: ``key=value`` as given on the command line.
             environment: from ``environment_fingerprint``.
             splits: split hashes by name.
             code: source text by module, of what the run is made of beside knowsam.
         Raises:
             StorageError: a write failed.
         """
-        write_text(self.overrides, "".join(f"{word}\n" for word in overrides))
+        write_text(self.overrides, "".join(f"{override}\n" for override in overrides))
         self.write_json(self.environment, dict(environment))
         self.write_json(self.splits, dict(splits))
         for module, text in (code or {}).items():

@@ -29,7 +29,7 @@ def score_table(scores: Evaluation) -> Table:
         scores.metrics,
         scores.unit,
     )
-    table.caption = _rule_in_words(scores.empty, scores.metrics, scores.nsd_tolerance, scores.unit)
+    table.caption = _rule_text(scores.empty, scores.metrics, scores.nsd_tolerance, scores.unit)
     if len(scores.class_names) > 1:
         table.caption += f"; {MEAN}: over the classes' means, its sd over the cases' own means"
     for output, classes in scores.summary().items():
@@ -46,7 +46,7 @@ def score_table(scores: Evaluation) -> Table:
     return table
 
 
-def comparison_table(named: Mapping[str, Evaluation | dict[str, Any] | str | os.PathLike]) -> Table:
+def comparison_table(named: Mapping[str, Evaluation | dict[str, Any] | str | os.PathLike[str]]) -> Table:
     """Several runs beside each other: a row per run and output, mean over classes, mean ± sd over cases.
 
     Args:
@@ -76,7 +76,7 @@ def comparison_table(named: Mapping[str, Evaluation | dict[str, Any] | str | os.
         metrics,
         unit,
     )
-    table.caption = _rule_in_words(first["empty"], metrics, first["nsd_tolerance"], unit)
+    table.caption = _rule_text(first["empty"], metrics, first["nsd_tolerance"], unit)
     for name, item in loaded.items():
         for i, (output, classes) in enumerate(item["summary"].items()):
             row = classes[MEAN]
@@ -98,9 +98,9 @@ def _refuse_mixture(loaded: Mapping[str, dict[str, Any]]) -> None:
         for key in group_keys:
             values = {name: item.get(key) for name, item in group.items()}
             if len({json.dumps(value) for value in values.values()}) > 1:
-                told = "; ".join(f"{name}: {value}" for name, value in values.items())
+                found = "; ".join(f"{name}: {value}" for name, value in values.items())
                 raise DataError(
-                    f"these runs cannot be compared, their {key} differs ({told})",
+                    f"these runs cannot be compared, their {key} differs ({found})",
                     hint="Evaluate them again with the same data, split and settings.",
                 )
 
@@ -142,7 +142,7 @@ def _mean_sd_text(value: Mapping[str, float | None] | None, *, percent: bool) ->
     return f"{value['mean'] * factor:.2f}{sd}"
 
 
-def _rule_in_words(empty: str, metrics: Sequence[str], nsd_tolerance: float, unit: str) -> str:
+def _rule_text(empty: str, metrics: Sequence[str], nsd_tolerance: float, unit: str) -> str:
     parts = ["missed and false positive count as Dice 0"]
     if "hd95" in metrics:
         parts[0] += " and the image's diagonal"

@@ -47,7 +47,7 @@ class Evaluation:
         distances: whether HD95, ASD and NSD were measured.
         metric_rules: ``METRIC_RULES`` of the code that scored.
         checkpoint: which weights were scored and how they were chosen: ``file``, ``step``, ``outputs`` (all that these
-            weights have), ``chosen_by`` (words), ``split`` and ``value`` (the split and the score that chose; None when
+            weights have), ``chosen_by`` (text), ``split`` and ``value`` (the split and the score that chose; None when
             none did). None when the model did not come from a run's checkpoint.
     """
 
@@ -61,7 +61,7 @@ class Evaluation:
     distances: bool = True
     metric_rules: str = METRIC_RULES
     checkpoint: Mapping[str, Any] | None = None
-    _summary: dict = field(default_factory=dict, repr=False, compare=False)
+    _summary: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def cases(self) -> list[str]:
@@ -125,7 +125,7 @@ class Evaluation:
         value = self.summary()[output][MEAN]["dice"]["mean"]
         if value is None:
             raise ValueError(f"split {self.split!r} holds no foreground, in masks or predictions: there is no Dice")
-        return value
+        return float(value)
 
     def to_dict(self) -> dict[str, Any]:
         """What ``<stem>.json`` holds: the summary and everything that decides whether two of them may be compared."""
@@ -145,7 +145,7 @@ class Evaluation:
             "summary": self.summary(),
         }
 
-    def write(self, folder: str | os.PathLike, stem: str) -> list[Path]:
+    def write(self, folder: str | os.PathLike[str], stem: str) -> list[Path]:
         """Write ``<stem>_cases.csv``, ``<stem>_summary.csv`` and ``<stem>.json``; each appears whole or not at all.
 
         Dice, IoU and NSD go from 0 to 1, distances are in ``unit``, and a field is empty where a value does not exist.
@@ -184,7 +184,7 @@ class Evaluation:
         return paths
 
 
-def load_evaluation(path: str | os.PathLike) -> dict[str, Any]:
+def load_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a ``<stem>.json`` that ``Evaluation.write`` left; the result is what ``Evaluation.to_dict`` gives.
 
     Raises:

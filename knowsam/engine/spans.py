@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Collector(Protocol):
-    """What :func:`collect` installs: told of the begin and the end of every span, in order, properly nested."""
+    """What :func:`collect` installs: called at the begin and at the end of every span, in order, properly nested."""
 
     def begin(self, name: str) -> None:
         """A span begins."""

@@ -115,7 +115,7 @@ def test_what_a_value_is_called_tells_what_is_offered_for_it(name):
 def test_offered_suites_are_suites():
     from knowsam.cli.benchmark import SUITES
 
-    assert completion.WORDS["benchmark"] == tuple(SUITES)
+    assert completion.UNLISTED["benchmark"] == tuple(SUITES)
 
 
 @pytest.mark.skipif(not shutil.which("fish"), reason="no fish")
