@@ -213,7 +213,12 @@ def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Finding]:
 
 
 def check_memory(meminfo: Path = Path("/proc/meminfo"), shm: Path = Path("/dev/shm")) -> Iterator[Finding]:
-    """Main memory, and the shared memory that loader processes pass batches through."""
+    """Main memory, and the shared memory that loader processes pass batches through.
+
+    Args:
+        meminfo: the system's own account.
+        shm: where shared memory is mounted.
+    """
     try:
         values = dict(line.split(":") for line in meminfo.read_text().splitlines() if ":" in line)
         available = int(values["MemAvailable"].split()[0]) * 1024

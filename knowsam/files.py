@@ -54,7 +54,13 @@ def write_atomically(
 
 
 def storage_error(path: Path, error: OSError, need: int = 0) -> StorageError:
-    """A StorageError that says what failed, how many bytes were needed and how many are free."""
+    """A StorageError that says what failed, how many bytes were needed and how many are free.
+
+    Args:
+        path: the file that was to be written.
+        error: what the system said.
+        need: bytes that were to be written; 0: unknown.
+    """
     message = f"cannot write {path}: {error.strerror or error}"
     if need:
         message += f"; needs {_size(need)}"

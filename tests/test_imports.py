@@ -147,6 +147,13 @@ def test_the_config_stops_at_build():
                 assert room in ("cli", "benchmark"), f"{path}:{line}: only the command line calls build"
 
 
+def test_the_command_line_stops_at_cli():
+    for path in FILES:
+        if path.relative_to(PACKAGE).parts[0] != "cli":
+            for module, line in imports(path):
+                assert module != "argparse", f"{path}:{line}: below cli options are dataclasses and keyword arguments"
+
+
 def test_the_test_sees_imports(tmp_path):
     file = tmp_path / "x.py"
     file.write_text(

@@ -37,7 +37,14 @@ def paired_ratio(first: Sequence[float], second: Sequence[float]) -> tuple[float
 
 
 def timed(run: Callable[[], Any], device: "torch.device", repeats: int, *, warmup: int = 2) -> list[float]:
-    """Seconds of each of ``repeats`` calls, after ``warmup`` that do not count."""
+    """Seconds of each of ``repeats`` calls, after ``warmup`` that do not count.
+
+    Args:
+        run: what is timed; called without arguments.
+        device: whose work must have ended before the clock is read.
+        repeats: calls that count.
+        warmup: calls before them.
+    """
     times = []
     for _ in range(warmup + repeats):
         synchronize(device)

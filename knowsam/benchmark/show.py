@@ -7,7 +7,12 @@ from knowsam.benchmark.measure import median
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns."""
+    """A Markdown table with aligned columns.
+
+    Args:
+        head: titles of the columns.
+        rows: as many cells each.
+    """
     cells = [list(head), *map(list, rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = [
@@ -18,7 +23,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine(facts: Mapping[str, Any], ceilings: Mapping[str, float]) -> str:
-    """What was measured on, and its ceilings."""
+    """What was measured on, and its ceilings.
+
+    Args:
+        facts: from ``machine.describe``.
+        ceilings: from ``machine.ceilings``; FLOP/s and bytes/s.
+    """
     what = facts["gpu"] or f"{facts['processor']}, {facts['threads']} of {facts['cores']} cores used"
     return (
         f"{facts['date']}: {what}; torch {facts['torch']}\n"
@@ -28,7 +38,12 @@ def machine(facts: Mapping[str, Any], ceilings: Mapping[str, float]) -> str:
 
 
 def steps(found: Sequence[Mapping[str, Any]], ceilings: Mapping[str, float]) -> str:
-    """Whole steps, then their parts."""
+    """Whole steps, then their parts.
+
+    Args:
+        found: from ``suites.steps``.
+        ceilings: from ``machine.ceilings``; FLOP/s by precision.
+    """
     useful = min(entry["flops"] for entry in found if "flops" in entry)
     rows = []
     for entry in found:
@@ -59,7 +74,13 @@ def steps(found: Sequence[Mapping[str, Any]], ceilings: Mapping[str, float]) -> 
 
 
 def parts(found: Sequence[Mapping[str, Any]], ceiling: float, precision: str) -> str:
-    """Parts alone."""
+    """Parts alone.
+
+    Args:
+        found: from ``suites.parts``.
+        ceiling: FLOP/s of the machine at this precision.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+    """
     rows = [
         [
             entry["name"],
@@ -74,7 +95,12 @@ def parts(found: Sequence[Mapping[str, Any]], ceiling: float, precision: str) ->
 
 
 def data(found: Mapping[str, float], step: Sequence[Mapping[str, Any]] | None) -> str:
-    """The pipeline alone, and what the fastest step needs."""
+    """The pipeline alone, and what the fastest step needs.
+
+    Args:
+        found: from ``suites.data``; images/s.
+        step: from ``suites.steps``, for what training needs; None leaves that out.
+    """
     rows = [[name, f"{rate:.0f}"] for name, rate in found.items()]
     if step:
         fastest = max(step, key=lambda entry: entry["images_per_second"])
@@ -97,7 +123,12 @@ def inference(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def prediction(found: Sequence[Mapping[str, Any]], images: int) -> str:
-    """Predicting files and evaluating, beside the bare network."""
+    """Predicting files and evaluating, beside the bare network.
+
+    Args:
+        found: from ``use.prediction``.
+        images: how many each turn had.
+    """
     rows = [
         [
             entry["name"],

@@ -78,6 +78,10 @@ def steps(
 def parts(config: Config, device: torch.device, *, repeats: int) -> list[dict[str, Any]]:
     """SAM's encoder, its decoder and the students alone, forward and backward, at the experiment's batch.
 
+    Args:
+        config: whose networks and batch.
+        device: where they are measured.
+        repeats: calls of each that count.
     Returns:
         For each ``name``, ``seconds`` (median), ``spread`` and ``flops``, the useful ones: attention counts once per
         pair of real tokens and real channel, whatever the kernel computes beside.
@@ -152,7 +156,13 @@ def _attention_flops(encoder: Any, images: int) -> int:
 
 
 def data(config: Config, device: torch.device, *, batches: int = 50) -> dict[str, float]:
-    """Images/s of the two streams with their augmentation, on the calling thread and on ``device``."""
+    """Images/s of the two streams with their augmentation, on the calling thread and on ``device``.
+
+    Args:
+        config: whose images, streams and augmentation.
+        device: where images are augmented.
+        batches: how many count.
+    """
     from types import SimpleNamespace
 
     from knowsam import build

@@ -17,7 +17,14 @@ from knowsam.data.builtin import BuiltIn
 def inference(
     config: Config, device: torch.device, *, repeats: int, batch_sizes: Sequence[int] = (1, 4, 16)
 ) -> list[dict[str, Any]]:
-    """The deployed network alone: seconds a batch and images/s, by precision and batch size."""
+    """The deployed network alone: seconds a batch and images/s, by precision and batch size.
+
+    Args:
+        config: whose deployed network it is.
+        device: of the network.
+        repeats: batches that count.
+        batch_sizes: images at a time, (B, 3, S, S) each.
+    """
     from knowsam import build
     from knowsam.engine.train import autocast
 

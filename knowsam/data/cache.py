@@ -154,7 +154,12 @@ def file_sha256(path: str | Path) -> str:
 
 
 def known(path: str | Path, what: str) -> str | None:
-    """What ``remembered`` would give without computing, or None; ``load_memo`` brings what earlier processes found."""
+    """What ``remembered`` would give without computing, or None; ``load_memo`` brings what earlier processes found.
+
+    Args:
+        path: the file.
+        what: the kind of fingerprint, as given to ``remembered``.
+    """
     try:
         return _memo.entries.get(_memo_key(path, what, os.stat(path)))
     except OSError:
@@ -174,6 +179,10 @@ def save_memo(folder: str | Path | None = None) -> None:
 def remembered(path: str | Path, what: str, compute: Callable[[], str]) -> str:
     """``compute()``, or its earlier result for the same ``what`` of the same unchanged file.
 
+    Args:
+        path: the file that the result depends on, and nothing else.
+        what: which result of the file it is.
+        compute: called where it is not known yet, or the file has changed.
     Raises:
         NotFoundError, DataError: as ``file_sha256``.
     """

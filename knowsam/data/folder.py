@@ -138,7 +138,12 @@ class ImageFolder:
 
 
 def without_suffix(found: dict[str, list[Path]], suffix: str) -> dict[str, list[Path]]:
-    """The files whose names end in ``suffix`` before the extension, by id without it."""
+    """The files whose names end in ``suffix`` before the extension, by id without it.
+
+    Args:
+        found: id -> files, as ``scan_folder`` gives them.
+        suffix: what a name must end in; empty: all are taken.
+    """
     if not suffix:
         return found
     return {i.removesuffix(suffix): files for i, files in found.items() if i.endswith(suffix) and i != suffix}
@@ -165,6 +170,10 @@ def single_files(found: dict[str, list[Path]], ids: list[str], *, what: str = "i
 def fitting_mask(image: Path, mask: Path, table: LabelTable, case_id: str) -> NDArray[np.uint8]:
     """Class ids of a mask file, proven to fit its image file.
 
+    Args:
+        image, mask: the two files.
+        table: raw mask values -> class ids.
+        case_id: for the messages.
     Returns:
         uint8 (H, W).
     Raises:
@@ -193,6 +202,9 @@ def fitting_mask(image: Path, mask: Path, table: LabelTable, case_id: str) -> ND
 def fitting_table(label_table: LabelTable | None, num_classes: int) -> LabelTable:
     """The table, or the one that leaves ids as they are.
 
+    Args:
+        label_table: as declared; None: masks hold class ids.
+        num_classes: K of the dataset.
     Raises:
         ConfigError: made for another number of classes.
     """
@@ -216,6 +228,9 @@ def fitting_intensity(intensity: str) -> str:
 def fitting_spacing(spacing: Sequence[float] | None, *, axes: str) -> tuple[float, ...] | None:
     """``spacing`` as a tuple of floats in mm, or None.
 
+    Args:
+        spacing: mm along each axis; None: unknown.
+        axes: one letter an axis, such as ``zyx``.
     Raises:
         ConfigError: not one positive number per letter of ``axes``.
     """

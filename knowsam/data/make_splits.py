@@ -240,6 +240,11 @@ def lists_hash(files: Mapping[str, str]) -> str:
 def write_lists(folder: str | Path, files: Mapping[str, str], summary: str, *, force: bool = False) -> bool:
     """Write the lists and ``summary.md``. Lists that are there already are replaced only by ``force``.
 
+    Args:
+        folder: for the lists; made if it is not there.
+        files: name -> text, from ``list_files``.
+        summary: text of ``summary.md``.
+        force: replace other lists.
     Returns:
         False if exactly these lists were there already; then nothing is written.
     Raises:

@@ -116,6 +116,9 @@ def is_deep(path: str | Path) -> bool:
 def raw_labels(array: np.ndarray, where: str) -> np.ndarray:
     """Raw mask values as uint8 or uint16, same shape; nothing is rounded.
 
+    Args:
+        array: values as stored, any shape and type.
+        where: file name for the message.
     Raises:
         DataError: a value that is not a whole number in 0..65535.
     """
@@ -219,6 +222,9 @@ def scan_folder(folder: str | Path, extensions: tuple[str, ...]) -> dict[str, li
     Hidden files, ``Thumbs.db``, ``__MACOSX`` and other extensions are passed over. Nothing is opened. Links to folders
     are not followed below ``folder``, so a loop of links cannot trap the scan.
 
+    Args:
+        folder: where to look; its subfolders too.
+        extensions: in small letters, with the dot.
     Raises:
         NotFoundError: no such folder.
     """

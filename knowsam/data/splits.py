@@ -115,6 +115,8 @@ def inspect_splits(
     A case that stands in several splits is left to the first of train, val, test; a labelled one that is not in train
     is dropped.
 
+    Args:
+        folder, labelled, group_regex: as for ``load_splits``.
     Raises:
         NotFoundError, ConfigError: as ``load_splits``.
     """
@@ -173,6 +175,9 @@ def inspect_splits(
 def read_groups(path: str | Path, id_column: str = "id", group_column: str = "group") -> dict[str, str]:
     """Group of each id from a CSV file with a header; rows without a group are left out.
 
+    Args:
+        path: the CSV file, UTF-8.
+        id_column, group_column: names of its columns.
     Raises:
         NotFoundError: no such file.
         DataError: not UTF-8, no such column, or an id with two groups.
@@ -200,6 +205,9 @@ def read_groups(path: str | Path, id_column: str = "id", group_column: str = "gr
 def group_of(case_id: str, group_regex: str) -> str | None:
     """What ``group_regex`` finds in an id: its first group, or the whole match; None if nothing.
 
+    Args:
+        case_id: of one case.
+        group_regex: a regular expression.
     Raises:
         ConfigError: no regular expression.
     """

@@ -152,7 +152,14 @@ def class_pixels(values: Mapping[Value, int], table: LabelTable) -> tuple[np.nda
 
 
 def without_strange_masks(cases: Iterable[Case], table: LabelTable) -> tuple[list[Case], list[Fault]]:
-    """The cases, those masks taken away that hold a value without a class."""
+    """The cases, those masks taken away that hold a value without a class.
+
+    Args:
+        cases: as ``survey`` gives them.
+        table: which raw value is which class.
+    Returns:
+        The cases, sorted as before; a fault for each mask that was taken away.
+    """
     kept, faults = [], []
     for case in cases:
         values = case.values or {}

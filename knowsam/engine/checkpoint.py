@@ -160,7 +160,11 @@ def environment_fingerprint(device: torch.device | None = None) -> dict[str, str
 
 
 def environment_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """One line for each value that differs, for example ``threads: 2 -> 1``; in the order of ``new``."""
+    """One line for each value that differs, for example ``threads: 2 -> 1``; in the order of ``new``.
+
+    Args:
+        old, new: from ``environment_fingerprint``.
+    """
     names = [*new, *(name for name in old if name not in new)]
     return [
         f"{name}: {old.get(name, '') or 'unknown'} -> {new.get(name, '') or 'unknown'}"

@@ -25,7 +25,12 @@ def say(message: str) -> None:
 
 
 def warn(message: str, *, every_rank: bool = False) -> None:
-    """Print ``warning: ...`` on stderr; on rank 0 only unless ``every_rank``."""
+    """Print ``warning: ...`` on stderr; on rank 0 only unless ``every_rank``.
+
+    Args:
+        message: for people, one or several lines.
+        every_rank: print it on every rank.
+    """
     if every_rank or is_main():
         _print(f"warning: {message}", sys.stderr)
 

@@ -141,7 +141,12 @@ def needed_packages(file_format: str) -> tuple[str, ...]:
 
 
 def load_exported(content: bytes, file_format: str) -> Callable[[Tensor], Tensor]:
-    """A file's content as a function (B, 3, H, W) -> (B, K, H, W), on the CPU."""
+    """A file's content as a function (B, 3, H, W) -> (B, K, H, W), on the CPU.
+
+    Args:
+        content: the file's bytes.
+        file_format: one of ``FORMATS``.
+    """
     if file_format == "onnx":
         import onnxruntime
 
@@ -161,6 +166,10 @@ def check(module: Deployed, exported: Callable[[Tensor], Tensor], *, image_size:
     decides, and no two programs round alike. Such pixels are counted instead, if the network can name them: by
     ``undecided(images, margin)`` -> bool (B, H, W).
 
+    Args:
+        module: the network as it was, in eval mode on the CPU.
+        exported: the file as a function, (B, 3, H, W) -> (B, K, H, W).
+        image_size: S that the network was trained for.
     Raises:
         NumericError: outputs differ by more than ``TOLERANCE``, or more than ``MOST_TIES`` of the pixels by ties.
     """

@@ -69,13 +69,29 @@ def understand_masks(found: Survey, names: Sequence[str] | None, labels: Mapping
 
 
 def absent_classes(found: Survey, ids: Iterable[str], table: LabelTable) -> list[int]:
-    """Classes of which no mask of these cases holds a pixel."""
+    """Classes of which no mask of these cases holds a pixel.
+
+    Args:
+        found: the folder's images and masks.
+        ids: of the cases.
+        table: which raw value is which class.
+    Returns:
+        Class ids, ascending.
+    """
     pixels = _pixels(found, ids, table).sum(axis=0)
     return [k for k in range(table.num_classes) if not pixels[k]]
 
 
 def class_shares(found: Survey, ids: Iterable[str], table: LabelTable) -> list[float]:
-    """Each class's share of all pixels of the masks of these cases, 0..1."""
+    """Each class's share of all pixels of the masks of these cases, 0..1.
+
+    Args:
+        found: the folder's images and masks.
+        ids: of the cases.
+        table: which raw value is which class.
+    Returns:
+        K shares.
+    """
     pixels = _pixels(found, ids, table).sum(axis=0)
     shares: list[float] = (pixels / max(pixels.sum(), 1)).tolist()
     return shares

@@ -54,7 +54,13 @@ def launch(store: Store, options: dict[str, Any]) -> None:
 
 
 def wait_for_orphans(store: Store, stop: StopSignal, seconds: float = 60.0) -> bool:
-    """True when trials are left to be claimed: a killed worker's, once their processes have saved and ended."""
+    """True when trials are left to be claimed: a killed worker's, once their processes have saved and ended.
+
+    Args:
+        store: the sweep.
+        stop: ends the waiting once a signal has come.
+        seconds: most to wait.
+    """
     deadline = time.monotonic() + seconds
     while store.left() and store.held() and not stop.name and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -80,7 +86,13 @@ def _start(store: Store, variables: dict[str, str], cores: set[int] | None) -> s
 
 
 def environment(index: int, workers: int, options: dict[str, Any]) -> tuple[dict[str, str], set[int] | None]:
-    """Environment and cores of worker ``index``; no cores are bound where they would have to be shared."""
+    """Environment and cores of worker ``index``; no cores are bound where they would have to be shared.
+
+    Args:
+        index: of the worker, from 0.
+        workers: how many there are.
+        options: ``threads`` and ``gpus_per_trial``, see ``launch``.
+    """
     cores = available_cores()
     threads = options.get("threads") or max(1, len(cores) // workers)
     variables = child_environment(threads)

@@ -38,6 +38,7 @@ class StopFile(StopSignal):
 
     @property
     def name(self) -> str:
+        """``stop`` once the file is there; empty before."""
         return "stop" if self.path.exists() else ""
 
     @name.setter

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def make_sampler(search: Search, number: int) -> samplers.BaseSampler:
-    """The sampler of trial ``number``; it draws by the seed, the number and the results so far."""
+    """The sampler of trial ``number``; it draws by the seed, the number and the results so far.
+
+    Args:
+        search: which sampler, and its seed.
+        number: of the trial in the study.
+    """
     seed = zlib.crc32(f"{search.seed}/{number}".encode())
     if search.sampler == "qmc":
         with warnings.catch_warnings():  # that Optuna may change it one day
@@ -59,7 +64,13 @@ def distributions(space: dict[str, Any]) -> dict[str, BaseDistribution]:
 
 
 def ask(study: Study, search: Search, number: int) -> "Trial":
-    """Draw the settings of trial ``number``."""
+    """Draw the settings of trial ``number``.
+
+    Args:
+        study: to which the trial is added.
+        search: the space and the sampler.
+        number: of the trial in the study.
+    """
     study.sampler = make_sampler(search, number)
     return study.ask(fixed_distributions=distributions(search.space))
 

@@ -169,6 +169,10 @@ def active(folder: Path, cluster: str) -> list[str] | None:
     """Numbers of the jobs submitted from ``folder`` that wait or run; None if the queue does not respond.
 
     What submitit leaves in the folder is the record: a job without its file there could do nothing.
+
+    Args:
+        folder: submitit's, below the sweep's.
+        cluster: ``slurm``, or ``local``.
     """
     suffix = "_submitted.pkl"
     ids = sorted(file.name.removesuffix(suffix) for file in folder.glob(f"*{suffix}"))

@@ -224,13 +224,26 @@ def load_sweep(path: str | Path) -> Sweep:
 
 
 def run_folder(setting: str, seed: int, key: str) -> str:
-    """Where a trial's run goes, below the sweep's folder: readable, and unique by its key."""
+    """Where a trial's run goes, below the sweep's folder: readable, and unique by its key.
+
+    Args:
+        setting: what distinguishes the trial but the seed; may hold anything.
+        seed: of the run.
+        key: of the trial.
+    """
     readable = re.sub(r"[^A-Za-z0-9.=+-]+", "_", setting).strip("_.")[:60]
     return f"trials/{readable}_seed{seed}_{key}"
 
 
 def resolve(base: str | Path, overrides: Overrides) -> Config:
-    """The experiment with dotted keys over it. Raises NotFoundError, ConfigError."""
+    """The experiment with dotted keys over it.
+
+    Args:
+        base: experiment file.
+        overrides: dotted key -> value.
+    Raises:
+        NotFoundError, ConfigError: as ``load_config``.
+    """
     return load_config(base, [f"{key}={_inline(value)}" for key, value in overrides.items()])
 
 

@@ -22,7 +22,13 @@ def progress(store: Store) -> str:
 
 
 def trial_line(store: Store, folder: str, state: str) -> str:
-    """``[12/26, about 0:25:00 left] complete: no SKD, seed 1: validation Dice 70.12 % (0:03:10)``."""
+    """``[12/26, about 0:25:00 left] complete: no SKD, seed 1: validation Dice 70.12 % (0:03:10)``.
+
+    Args:
+        store: the sweep.
+        folder: of the trial's run, below the sweep's.
+        state: in which it ended.
+    """
     item = next(item for item in store.trials() if item["folder"] == folder)
     text = f"{progress(store)} {state}: {item['setting']}, seed {item['seed']}"
     if item["value"] is not None:

@@ -407,6 +407,11 @@ def _retried(trials: "Sequence[FrozenTrial]") -> set[int]:
 def open_study(folder: Path, url: str | None, name: str, search: Mapping[str, Any] | None) -> "Study":
     """The Optuna study of a sweep, made if it is not there.
 
+    Args:
+        folder: of the sweep.
+        url: database; None: a journal file in the folder.
+        name: of the study.
+        search: its settings, for the pruner; None: a list of trials.
     Raises:
         ConfigError: Optuna is not installed, or the database cannot be opened.
     """

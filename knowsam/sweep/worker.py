@@ -66,6 +66,9 @@ def work(
 def run_trial(claim: Claim, stop: StopSignal) -> str:
     """Run a claimed trial to its end, and record it.
 
+    Args:
+        claim: of the trial; released or finished by this call.
+        stop: asks the trial to save and end once a signal has come.
     Returns:
         ``complete``, ``failed``, ``pruned``; or ``interrupted``: somebody may go on with it.
     """

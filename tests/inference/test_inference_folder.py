@@ -257,3 +257,14 @@ def test_a_sheet_holds_the_slices(depth, size):
     assert sheet.shape[0] % height == 0 and sheet.shape[1] % width == 0
     shown = set(np.unique(sheet)) - {0}
     assert len(shown) == min(depth, 64) and {1, depth} <= shown
+
+
+def test_overlays_need_the_image(folder, tmp_path):
+    from knowsam.inference.folder import write_prediction
+    from knowsam.inference.predict import Segmentation
+
+    file = find_inputs(folder, Rules())[0]
+    wanted = Wanted(CLASSES, overlays=True)
+    with pytest.raises(ValueError, match="overlays are drawn on the image"):
+        write_prediction(file, None, Segmentation(np.zeros((4, 4), np.uint8)), tmp_path / "out", wanted)
+    assert not (tmp_path / "out").exists()
