@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from knowsam.cli.compare import reader
+from knowsam.cli.reading import reader
 from knowsam.config import parse_config, to_yaml
 from knowsam.engine.scores import Evaluation
 from knowsam.metrics import METRIC_NAMES
-from knowsam.report.collect import collect
-from knowsam.report.comparison import compare
+from knowsam.report.compare.collect import collect
+from knowsam.report.compare.comparison import compare
 
 BEST = {
     "file": "best.pt",

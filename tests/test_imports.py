@@ -39,7 +39,7 @@ ALLOWED = {
         ("torch", "numpy", "scipy", "rich", "tensorboard", "PIL"),
     ),
     "report": (
-        ("engine", "errors", "files", "metrics", "palette", "text"),
+        ("data.source", "engine", "errors", "files", "inference.predict", "metrics", "palette", "text"),
         ("numpy", "scipy", "jinja2", "matplotlib", "PIL", "skimage"),
     ),
     "compat": (("methods", "models", "losses", "data.batch", "engine.optim", "errors"), ("torch",)),

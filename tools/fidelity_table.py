@@ -9,13 +9,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a checkout that is not installed
 
-from knowsam.cli.compare import reader
+from knowsam.cli.reading import reader
 from knowsam.config import REPOSITORY
 from knowsam.engine.scores import MEAN
 from knowsam.errors import KnowsamError
 from knowsam.files import write_text
-from knowsam.report.collect import collect
-from knowsam.report.comparison import TableSet, compare
+from knowsam.report.compare.collect import collect
+from knowsam.report.compare.comparison import TableSet, compare
 
 BEGIN, END = "<!-- effects: written by tools/fidelity_table.py -->", "<!-- end of effects -->"
 OUTPUTS = ("fusion", "sam")

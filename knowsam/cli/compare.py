@@ -1,14 +1,14 @@
 """``knowsam compare``: statistics over runs, settings beside each other and against a baseline."""
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from knowsam.report.comparison import Comparison
-    from knowsam.report.tables import Table
+    from knowsam.report.compare.comparison import Comparison
+    from knowsam.report.table import Table
 
 EPILOG = """examples:
   python tools/compare.py runs/sweeps/skd_ablation_small
@@ -25,7 +25,7 @@ ALLOWED = ("splits", "rules", "budget", "checkpoint")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Words of the command line."""
+    """Arguments of the command line."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
@@ -33,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--baseline", metavar="NAME", help="setting to compare with; the sweep's, else the first")
     parser.add_argument("--output", metavar="NAME", help="such as fusion or sam; the deployed one if not given")
-    parser.add_argument("--metric", action="append", type=_list(METRICS), help="comma-separated, the main one first")
+    parser.add_argument("--metric", action="extend", type=_list(METRICS), help="comma-separated, the main one first")
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument(
         "--allow",
-        action="append",
+        action="extend",
         type=_list(ALLOWED),
         metavar="|".join(ALLOWED),
         help="what may differ between the runs, comma-separated",
@@ -47,38 +47,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _list(allowed: tuple[str, ...]) -> Any:
-    def words(text: str) -> list[str]:
-        found = [word.strip() for word in text.split(",") if word.strip()]
-        wrong = [word for word in found if word not in allowed]
+def _list(allowed: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """What reads a comma-separated argument, of which each part is one of ``allowed``."""
+
+    def names(text: str) -> list[str]:
+        found = [name.strip() for name in text.split(",") if name.strip()]
+        wrong = [name for name in found if name not in allowed]
         if wrong or not found:
             raise argparse.ArgumentTypeError(f"got {text!r}; allowed, comma-separated: {', '.join(allowed)}")
         return found
 
-    return words
+    return names
 
 
 def run(args: argparse.Namespace) -> int:
     """Read the runs, compute, show, and write where there is a place for it."""
+    from knowsam.cli.reading import reader
     from knowsam.engine.log import say
-    from knowsam.report.collect import TRIALS, collect
-    from knowsam.report.comparison import compare
-    from knowsam.report.notes import messages
-    from knowsam.report.write import write
+    from knowsam.report.compare.collect import collect
+    from knowsam.report.compare.comparison import compare
+    from knowsam.report.compare.notes import messages
+    from knowsam.report.compare.write import write
 
     found = collect(args.paths, reader(args.split))
     comparison = compare(
         found,
         baseline=args.baseline,
         output=args.output,
-        metrics=list(dict.fromkeys(name for names in args.metric for name in names)) if args.metric else None,
-        allow={name for names in args.allow or () for name in names},
+        metrics=list(dict.fromkeys(args.metric)) if args.metric else None,
+        allow=set(args.allow or ()),
     )
     _print(comparison)
     for message in messages(found.absent):
         say(f"  {message}")
-    sweep = Path(args.paths[0])
-    folder = args.out or (sweep / "comparison" if (sweep / TRIALS).is_file() else None)
+    folder = args.out or found.place
     if folder is None:
         say("-o FOLDER writes this as Markdown, LaTeX, CSV and HTML with plots")
     else:
@@ -87,33 +89,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def reader(split: str) -> Any:
-    """A ``report.runs.Reader`` that knows the configuration: what its keys mean stays out of the report."""
-    import yaml
-
-    from knowsam.config import parse_config
-    from knowsam.errors import ConfigError
-    from knowsam.identity import COSMETIC, flat_config
-    from knowsam.report.runs import Reader
-
-    def flatten(text: str) -> dict[str, Any]:
-        try:
-            # Filled up with today's defaults: a key that did not exist when an older run was made is no difference.
-            return flat_config(parse_config(text, "config.yaml"))
-        except ConfigError:  # a method of one's own that is not installed here, say; its scores are good all the same
-            try:
-                return flat_config(text)
-            except yaml.YAMLError as error:
-                raise ValueError(str(error)) from error
-
-    return Reader(split, flatten, frozenset(COSMETIC))
-
-
 def _print(comparison: "Comparison") -> None:
     from rich.console import Console
 
-    from knowsam.report import tables
-    from knowsam.report.notes import notes
+    from knowsam.report.compare import tables
+    from knowsam.report.compare.notes import notes
 
     console = Console(width=None if Console().is_terminal else 140, highlight=False)
     for item in comparison.sets:

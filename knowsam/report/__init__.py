@@ -1,1 +1,5 @@
-"""Runs that are finished, beside each other: what was measured, how sure it is, as tables and pictures."""
+"""Runs that are trained and scored, as a person reads them.
+
+``compare/`` sets runs beside each other by statistics; ``page/`` shows what is known of each. Neither knows the other;
+what both need stands beside them.
+"""

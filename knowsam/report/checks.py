@@ -11,6 +11,10 @@ KINDS = ("splits", "rules", "budget", "checkpoint")
 """What ``--allow`` may name."""
 
 UNKNOWN = "unknown"
+"""Stands for what a run does not say of itself."""
+
+LAST = "last step"
+"""Kind of a checkpoint that no validation chose."""
 
 _BUDGET = ("train.max_steps", "data.labelled_batch", "train.accumulate", "data.image_size")
 
@@ -35,9 +39,9 @@ def refuse_mixture(runs: Sequence[Run], metrics: Sequence[str], allow: Collectio
     found = {kind: _differences(runs, facts) for kind, facts in _facts(runs[0].scores["split"], metrics).items()}
     refused = {kind: lines for kind, lines in found.items() if lines and kind not in allow}
     if refused:
-        told = "\n".join(f"  {kind}: {line}" for kind, lines in refused.items() for line in lines)
+        listed = "\n".join(f"  {kind}: {line}" for kind, lines in refused.items() for line in lines)
         raise DataError(
-            f"these runs do not belong into one table:\n{told}",
+            f"these runs do not belong into one table:\n{listed}",
             hint=f"Compare them apart, or allow it: --allow {','.join(refused)} (every table then says so).",
         )
     return [f"{kind}: {line}" for kind, lines in found.items() for line in lines]
@@ -55,9 +59,9 @@ def choose_outputs(runs: Sequence[Run], output: str | None) -> dict[str, str]:
     if output is not None:
         without = [run for run in runs if output not in run.outputs]
         if without:
-            told = "; ".join(f"{_who([run], runs)} has {', '.join(run.outputs)}" for run in without[:5])
+            listed = "; ".join(f"{_who([run], runs)} has {', '.join(run.outputs)}" for run in without[:5])
             raise ConfigError(
-                f"{len(without)} of {len(runs)} runs have no scores of output {output!r}: {told}",
+                f"{len(without)} of {len(runs)} runs have no scores of output {output!r}: {listed}",
                 hint="Choose an output that all have, or score the runs again without --outputs.",
             )
         return {run.setting: output for run in runs}
@@ -75,6 +79,9 @@ def choose_outputs(runs: Sequence[Run], output: str | None) -> dict[str, str]:
 def choose_metrics(runs: Sequence[Run], asked: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """The metrics of the table, and those left out because only some runs have them.
 
+    Args:
+        runs: of one table.
+        asked: names, the main one first; all that every run has if None.
     Raises:
         ConfigError: a metric that was asked for and that a run lacks.
     """
@@ -88,7 +95,6 @@ def choose_metrics(runs: Sequence[Run], asked: Sequence[str] | None) -> tuple[li
                 )
         return list(asked), []
     everywhere = [metric for metric in measured if all(metric in run.scores["metrics"] for run in runs)]
-
     return everywhere, [metric for metric in measured if metric not in everywhere]
 
 
@@ -97,7 +103,7 @@ def checkpoint_kind(run: Run) -> str:
     checkpoint = run.checkpoint
     if checkpoint is None:
         return UNKNOWN
-    return f"best on {checkpoint['split']}" if checkpoint.get("split") else "last step"
+    return f"best on {checkpoint['split']}" if checkpoint.get("split") else LAST
 
 
 def _facts(split: str, metrics: Sequence[str]) -> dict[str, list[Fact]]:
@@ -144,8 +150,8 @@ def _differences(runs: Sequence[Run], facts: Sequence[Fact]) -> list[str]:
             if value is not None:
                 holders.setdefault(value, []).append(run)
         if len(holders) > 1:
-            told = [f"{value} for {_who(some, runs)}" for value, some in holders.items()]
-            lines.append(f"{name}: " + ", ".join(told[:-1]) + f" and {told[-1]}")
+            values = [f"{value} for {_who(some, runs)}" for value, some in holders.items()]
+            lines.append(f"{name}: " + ", ".join(values[:-1]) + f" and {values[-1]}")
     return lines
 
 

@@ -29,13 +29,16 @@ class Reader:
         split: ``"test"`` or ``"val"``: whose scores.
         flatten: text of a ``config.yaml`` -> dotted key -> value; ValueError for what is none.
         cosmetic: keys that change no result, left out of the settings.
+        defaults: text of a ``config.yaml`` -> dotted key -> value that this version takes where the text says nothing;
+            empty for a text that this version does not accept.
     """
 
     split: str
     flatten: Callable[[str], dict[str, Any]]
     cosmetic: frozenset[str]
+    defaults: Callable[[str], dict[str, Any]]
 
-    def settings(self, folder: str | os.PathLike) -> tuple[str, int, dict[str, Any]]:
+    def settings(self, folder: str | os.PathLike[str]) -> tuple[str, int, dict[str, Any]]:
         """Name of the experiment, seed, and every other setting that matters.
 
         Raises:
@@ -125,7 +128,7 @@ class Run:
         return result
 
 
-def read_run(folder: str | os.PathLike, reader: Reader, *, setting: str, experiment: str) -> Run:
+def read_run(folder: str | os.PathLike[str], reader: Reader, *, setting: str, experiment: str) -> Run:
     """Read what train and evaluate left in a run folder.
 
     Args:
@@ -160,7 +163,12 @@ def read_run(folder: str | os.PathLike, reader: Reader, *, setting: str, experim
 
 
 def how_to_score(split: str, folder: str) -> str:
-    """The command that is missing."""
+    """The command that scores a run, as a hint.
+
+    Args:
+        split: to be scored.
+        folder: of the run.
+    """
     return f"Score it: knowsam evaluate {folder}" + (f" --split {split}" if split != "test" else "")
 
 
@@ -200,12 +208,12 @@ def _refuse_strangers(run: Run, split: str) -> None:
         for name in scores["class_names"]:
             for metric in scores["metrics"]:
                 values = list(run.case_values(output, name, metric).values()) if belong else []
-                told = run.mean(output, name, metric)
-                if (told is None) != (not values):
+                mean = run.mean(output, name, metric)
+                if (mean is None) != (not values):
                     belong = False
-                elif told is not None:
+                elif mean is not None:
                     # Distances are larger than 1, and so are the rounding errors of their sums.
-                    belong = belong and abs(math.fsum(values) / len(values) - told) <= tolerance * max(1.0, abs(told))
+                    belong = belong and abs(math.fsum(values) / len(values) - mean) <= tolerance * max(1.0, abs(mean))
     if not belong:
         raise DataError(
             f"{run.folder}: evaluation/{split}_cases.csv and {split}.json do not belong together",
