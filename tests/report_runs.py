@@ -70,7 +70,7 @@ def write_run(
     Args:
         folder: where.
         dice: ``{case: Dice}`` or ``{class: {case: Dice}}`` of the output ``fusion``; None for a run without scores.
-        seed, config: of the run; ``config`` is YAML over ``CONFIG``, in dotted words one a line.
+        seed, config: of the run; ``config`` is over ``CONFIG``, as ``key=value`` with blanks between.
         split, checkpoint: of the scores.
         state, code: of ``status.json``.
         outputs: more outputs, ``{name: dice}``; they come after ``fusion``.
@@ -91,7 +91,7 @@ def write_run(
     } | (splits or {})
     (folder / "splits.json").write_text(json.dumps(record))
     (folder / "environment.json").write_text(json.dumps({"world_size": str(world_size)}))
-    status = {"state": state, "step": 600} | ({} if code is None else {"code": code, "reason": "told on the console"})
+    status = {"state": state, "step": 600} | ({} if code is None else {"code": code, "reason": "said on the console"})
     (folder / "status.json").write_text(json.dumps(status))
     if dice is not None:
         named = {"fusion": dice, **(outputs or {})}
@@ -102,11 +102,11 @@ def write_run(
     return folder
 
 
-def _configured(words, seed):
+def _configured(overrides, seed):
     from omegaconf import OmegaConf
 
     base = OmegaConf.create(CONFIG)
-    dotted = OmegaConf.from_dotlist([*words.split(), f"train.seed={seed}"])
+    dotted = OmegaConf.from_dotlist([*overrides.split(), f"train.seed={seed}"])
     return parse_config(OmegaConf.to_yaml(OmegaConf.merge(base, dotted)), "hand.yaml")
 
 
@@ -137,12 +137,12 @@ def scores(seed, lift=0.0, n=12):
     )
 
 
-def compared(words, split="test", **arguments):
-    return compare(collect([str(word) for word in words], reader(split)), **arguments)
+def compared(runs, split="test", **options):
+    return compare(collect([str(run) for run in runs], reader(split)), **options)
 
 
-def one_set(words, **arguments):
-    (tables,) = compared(words, **arguments).sets
+def one_set(runs, **options):
+    (tables,) = compared(runs, **options).sets
     return tables
 
 

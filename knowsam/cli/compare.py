@@ -17,7 +17,7 @@ EPILOG = """examples:
 
 Runs that differ only in train.seed are one setting: mean and sd are over its seeds. Tests are paired over cases,
 against the baseline, Holm-corrected. docs/comparing.md explains every number.
-exit codes: 0 done, 65 runs that must not stand in one table, 66 no run or no scores, 74 disk, 78 wrong words.
+exit codes: 0 done, 65 runs that must not stand in one table, 66 no run or no scores, 74 disk, 78 wrong arguments.
 """
 
 METRICS = ("dice", "iou", "hd95", "asd", "nsd")

@@ -12,7 +12,7 @@ EPILOG = """examples:
 One page that needs no other file and no network, and beside it the tables of scores (_tables.md, .tex, .csv). Pictures
 need the data and the checkpoint; without them the page is made all the same and says what is missing. The page shows
 images of the data set: think of whom you send it to, or use --cases 0. docs/reports.md explains every part.
-exit codes: 0 done, 65 runs of different classes, 66 no such run, 74 cannot write, 78 wrong words.
+exit codes: 0 done, 65 runs of different classes, 66 no such run, 74 cannot write, 78 wrong arguments.
 """
 
 

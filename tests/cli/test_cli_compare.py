@@ -11,8 +11,8 @@ from knowsam.cli.main import run_command
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def compare(*words) -> int:
-    return run_command("compare", [str(word) for word in words])
+def compare(*arguments) -> int:
+    return run_command("compare", [str(argument) for argument in arguments])
 
 
 def dice(lift=0.0):
@@ -46,15 +46,15 @@ def test_the_table_and_what_it_means(runs, capsys):
 
 
 def test_options(runs, capsys):
-    words = (f"a={runs}/full_0", "--output", "sam", "--metric", "hd95,dice", "--metric", "dice", "-o", runs / "out")
-    assert compare(*words) == 0
+    arguments = (f"a={runs}/full_0", "--output", "sam", "--metric", "hd95,dice", "--metric", "dice", "-o", runs / "out")
+    assert compare(*arguments) == 0
     text = capsys.readouterr().out
     assert "HD95 px ↓" in text and text.index("HD95") < text.index("Dice") and "Output: sam." in text
     assert sorted(p.name for p in (runs / "out").iterdir()) == [f"comparison.{e}" for e in ("csv", "html", "md", "tex")]
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("arguments", "code", "message"),
     [
         (("--metric", "dise"), 2, "allowed, comma-separated: dice, iou, hd95, asd, nsd"),
         (("--allow", "everything"), 2, "splits, rules, budget, checkpoint"),
@@ -64,8 +64,8 @@ def test_options(runs, capsys):
         (("--split", "val"), 66, "no scores on val"),
     ],
 )
-def test_mistakes(runs, capsys, words, code, message):
-    assert compare(runs / "full_0", runs / "plain_0", *words) == code
+def test_mistakes(runs, capsys, arguments, code, message):
+    assert compare(runs / "full_0", runs / "plain_0", *arguments) == code
     text = capsys.readouterr()
     assert message in text.err and text.out == ""
 
@@ -103,9 +103,9 @@ def test_the_file_of_a_sweep_is_no_folder(tmp_path, capsys):
 
 def test_real_runs(lab, tmp_path, capsys):
     """Train, evaluate, compare; and the scores say which checkpoint they are of."""
-    words = ("train.max_steps=2", "train.validate_every=1", "data.unlabelled_batch=0", "method.name=supervised")
+    arguments = ("train.max_steps=2", "train.validate_every=1", "data.unlabelled_batch=0", "method.name=supervised")
     for seed in (1, 2):
-        assert lab.train(tmp_path / f"run_{seed}", *words, f"train.seed={seed}") == 0
+        assert lab.train(tmp_path / f"run_{seed}", *arguments, f"train.seed={seed}") == 0
         assert run_command("evaluate", [str(tmp_path / f"run_{seed}"), "--device", "cpu"]) == 0
     scores = json.loads((tmp_path / "run_1" / "evaluation" / "test.json").read_text())
     best = max(record["dice_fusion"] for record in lab.metrics(tmp_path / "run_1") if record["kind"] == "val")

@@ -90,7 +90,7 @@ def collect(arguments: Sequence[str], reader: Reader) -> Found:
         found = _from_sweep(Path(arguments[0]), reader)
     else:
         raise ConfigError(
-            f"{sweeps[0]} is the folder of a sweep and stands among other words",
+            f"{sweeps[0]} is the folder of a sweep and stands among other arguments",
             hint="Compare one sweep alone, or name the run folders below its trials/.",
         )
     _refuse_mixed_settings(found)

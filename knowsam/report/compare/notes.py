@@ -39,9 +39,9 @@ def _absences(tables: TableSet) -> Iterator[str]:
         done = len(finished[setting].runs) if setting in finished else 0
         total = f"{done + len(missing)} runs" if done + len(missing) > 1 else "1 run"
         by_state = {state: list(items) for state, items in groupby(sorted(missing, key=_state), key=_state)}
-        parts = ", ".join(f"{len(items)} {_state_words(state)} ({_seeds(items)})" for state, items in by_state.items())
+        parts = ", ".join(f"{len(items)} {_state_text(state)} ({_seeds(items)})" for state, items in by_state.items())
         if len(by_state) == 1:
-            state = _state_words(missing[0].state)
+            state = _state_text(missing[0].state)
             begin = f"{len(missing)} of {total} of {setting!r} {state} ({_seeds(missing)})"
         else:
             begin = f"{len(missing)} of {total} of {setting!r} are missing, {parts}"
@@ -149,7 +149,7 @@ def _state(item: Absent) -> str:
     return item.state
 
 
-def _state_words(state: str) -> str:
+def _state_text(state: str) -> str:
     return {"waiting": "not started", "running": "unfinished", "pruned": "ended early"}.get(state, state)
 
 

@@ -50,7 +50,7 @@ def results(tables: TableSet, class_name: str = MEAN) -> Table:
             texts += [spread_text(first, cell.delta, signed=True), probability(test.p_holm if test else None)]
             texts += [_signed(test.effect if test else None)]
         rows.append(texts)
-    title = f"{tables.experiment}: {class_words(tables, class_name)} on {tables.scores['split']}, mean ± sd over seeds"
+    title = f"{tables.experiment}: {class_label(tables, class_name)} on {tables.scores['split']}, mean ± sd over seeds"
     return Table("results", title, head, rows, 2 if outputs else 1, _strong(tables))
 
 
@@ -87,7 +87,7 @@ def tests(tables: TableSet, class_name: str = MEAN, metrics: Sequence[str] | Non
                     test.method or test.reason,
                 ]
             )
-    title = f"{tables.experiment}: {class_words(tables, class_name)}, each setting against {tables.baseline!r}"
+    title = f"{tables.experiment}: {class_label(tables, class_name)}, each setting against {tables.baseline!r}"
     title += ", paired over cases"
     return Table("tests", title, head, rows, 2)
 
@@ -131,7 +131,7 @@ def seeds_text(tables: TableSet, row: Row) -> str:
     return f"{len(row.runs)} of {len(row.runs) + missing}" if missing else str(len(row.runs))
 
 
-def class_words(tables: TableSet, class_name: str) -> str:
+def class_label(tables: TableSet, class_name: str) -> str:
     """``mean over 3 classes``, or the name of the class."""
     names = tables.scores["class_names"]
     if class_name != MEAN:

@@ -59,8 +59,8 @@ def teaching_figures(records: Sequence[Record]) -> Iterator[Figure]:
     for name, caption in TEACHING.items():
         lines = _by_run(records, [record.history.train.get(name) for record in records], factor=100.0)
         yield from _figure(name, lines, "%", f"{caption}; logged while training, without any mask", records)
-    top = "Share of the commonest class in the answers on unlabelled training images (truth: in the labelled masks)"
-    yield from _grouped(records, TOP, "%", top, factor=100.0)
+    top = "Share of the commonest class in the predictions on unlabelled training images"
+    yield from _grouped(records, TOP, "%", f"{top} (truth: in the labelled masks)", factor=100.0)
 
 
 def _dice(records: Sequence[Record]) -> Iterator[Figure]:

@@ -48,7 +48,8 @@ def telling_slice(truth: np.ndarray, prediction: np.ndarray) -> int:
 
 
 def to_svg(overlay: Overlay, description: str) -> str:
-    """The overlay as part of a page: the image embedded, the outlines as paths of classes ``truth`` and ``answer``.
+    """The overlay as part of a page: the image embedded, the outlines as paths of classes ``truth`` and
+    ``prediction``.
 
     Args:
         overlay: what to draw.
@@ -62,7 +63,7 @@ def to_svg(overlay: Overlay, description: str) -> str:
         f'<image width="{width}" height="{tall}" preserveAspectRatio="none" href="{_embedded(overlay.image)}"/>',
     ]
     several = max(int(overlay.truth.max()), int(overlay.prediction.max()), len(overlay.dice)) > 1
-    for side, labels in (("truth", overlay.truth), ("answer", overlay.prediction)):
+    for side, labels in (("truth", overlay.truth), ("prediction", overlay.prediction)):
         for class_id in range(1, int(labels.max(initial=0)) + 1):
             path = outline(labels == class_id, ratio)
             if path:

@@ -175,5 +175,5 @@ def _text(path: Path) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting as text: ``null``, ``true``, ``[1, 2]``, or the words themselves."""
+    """A setting as text: ``null``, ``true``, ``[1, 2]``, or the text itself."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

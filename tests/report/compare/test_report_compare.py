@@ -15,7 +15,7 @@ from knowsam.report.checks import KINDS
 from knowsam.report.compare.notes import notes
 
 
-def test_words_of_the_command_line_are_those_of_the_report():
+def test_choices_of_the_command_line_are_those_of_the_report():
     assert METRICS == METRIC_NAMES and ALLOWED == KINDS
 
 
@@ -23,11 +23,11 @@ def test_words_of_the_command_line_are_those_of_the_report():
 
 
 def test_mean_and_sd_over_seeds_and_the_test_over_cases(tmp_path):
-    words = []
+    runs = []
     for seed in range(3):
-        words += [write_run(tmp_path / f"base_{seed}", scores(seed), seed=seed, config=SUPERVISED)]
-        words += [write_run(tmp_path / f"ours_{seed}", scores(seed, 0.1), seed=seed)]
-    tables = one_set(words)
+        runs += [write_run(tmp_path / f"base_{seed}", scores(seed), seed=seed, config=SUPERVISED)]
+        runs += [write_run(tmp_path / f"ours_{seed}", scores(seed, 0.1), seed=seed)]
+    tables = one_set(runs)
     assert [row.setting for row in tables.rows] == ["method.name=supervised", "method.name=knowsam"]
     assert tables.baseline == "method.name=supervised" and "first setting" in tables.baseline_origin
     base, ours = (row.cells["mean", "dice"] for row in tables.rows)
@@ -64,10 +64,10 @@ def test_a_failed_seed_is_missing_on_both_sides(tmp_path):
     assert cell.delta.mean == pytest.approx((a - b).mean()) and cell.delta.sd is None and cell.delta.n == 1
     assert cell.test.p == pytest.approx(stats.wilcoxon(a, b).pvalue)
     assert full.cells["mean", "dice"].values.n == 2 and cell.values.sd is None
-    told = notes(tables)
-    assert told[0] == "1 of 2 runs of 'no SKD' failed (seed 1, exit 79: numeric): its means are over 1 seed."
-    assert "'no SKD' and the baseline share 1 seed: Δ and its test are over it alone." in told
-    assert not any("/some/where" in line for line in told)
+    found = notes(tables)
+    assert found[0] == "1 of 2 runs of 'no SKD' failed (seed 1, exit 79: numeric): its means are over 1 seed."
+    assert "'no SKD' and the baseline share 1 seed: Δ and its test are over it alone." in found
+    assert not any("/some/where" in line for line in found)
 
 
 def test_ties_and_equal_runs(tmp_path):
@@ -109,14 +109,14 @@ def test_classes_each_and_together(tmp_path):
 
 
 def test_holm_is_over_the_settings_of_a_metric(tmp_path):
-    words = [f"base={write_run(tmp_path / 'b', scores(0))}"]
+    runs = [f"base={write_run(tmp_path / 'b', scores(0))}"]
     for i, lift in enumerate((0.02, 0.1, -0.1)):
         other = {
             case: min(1, max(0, value + lift * (1 + 0.1 * j) * (-1) ** (j % (5 - i) == 0)))
             for j, (case, value) in enumerate(scores(0).items())
         }
-        words.append(f"s{i}={write_run(tmp_path / f's{i}', other, config=f'train.threads={i + 1}')}")
-    rows = one_set(words, baseline="base").rows[1:]
+        runs.append(f"s{i}={write_run(tmp_path / f's{i}', other, config=f'train.threads={i + 1}')}")
+    rows = one_set(runs, baseline="base").rows[1:]
     p = [row.cells["mean", "dice"].test.p for row in rows]
     order = np.argsort(p, kind="stable")
     expected = np.minimum(1, np.maximum.accumulate(np.array(p)[order] * [3, 2, 1]))
@@ -130,15 +130,15 @@ def test_one_setting_has_no_tests(tmp_path):
 
 
 def test_label_efficiency(tmp_path):
-    words = []
+    runs = []
     for method in ("knowsam", "supervised"):
         for n, labelled in enumerate(("40pct", "10pct", "20pct")):
             for seed in (0, 1):
                 config = f"method.name={method} data.labelled=labelled_{labelled}"
-                words.append(
+                runs.append(
                     write_run(tmp_path / f"{method}_{labelled}_{seed}", scores(seed, n / 20), seed=seed, config=config)
                 )
-    tables = one_set(words)
+    tables = one_set(runs)
     assert [curve.name for curve in tables.curves] == ["method.name=knowsam", "method.name=supervised"]
     assert [count for count, _ in tables.curves[0].points] == [16, 32, 64]
     assert all(row.cells["mean", "dice"].values.n == 2 for _, row in tables.curves[1].points)
@@ -245,7 +245,7 @@ def test_names_and_patterns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "message"),
+    ("paths", "error", "message"),
     [
         (["{0}/none"], NotFoundError, "there is no folder"),
         (["{0}"], NotFoundError, "no run in"),
@@ -257,12 +257,12 @@ def test_names_and_patterns(tmp_path):
             ConfigError,
             r"'n' holds runs of different settings: .*\(method.name: 'knowsam', 'supervised'\)",
         ),
-        (["{0}/a", "{0}/sweep"], ConfigError, "folder of a sweep and stands among other words"),
+        (["{0}/a", "{0}/sweep"], ConfigError, "folder of a sweep and stands among other arguments"),
         (["{0}/sweep.yaml"], ConfigError, "sweep.yaml is a file"),
         (["{0}/bad"], DataError, "format 9, known is 1"),
     ],
 )
-def test_words_that_name_no_comparison(tmp_path, words, error, message):
+def test_arguments_that_name_no_comparison(tmp_path, paths, error, message):
     write_run(tmp_path / "a", scores(0))
     write_run(tmp_path / "twin", scores(0))
     write_run(tmp_path / "b", scores(0), seed=1, config=SUPERVISED)
@@ -271,9 +271,9 @@ def test_words_that_name_no_comparison(tmp_path, words, error, message):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "trials.json").write_text('{"format": 9}')
     with pytest.raises(error, match=message) as caught:
-        compared([word.format(tmp_path) for word in words])
+        compared([path.format(tmp_path) for path in paths])
     assert caught.value.hint
-    if "yaml" in words[0]:
+    if "yaml" in paths[0]:
         assert "runs/sweeps/sweep" in caught.value.hint
 
 
@@ -297,8 +297,8 @@ def rounded(run):
 def test_cases_of_four_digits_meet_exact_ones(tmp_path):
     """Unrounded beside rounded, equal scores would differ in the fifth digit and be ranked."""
     same = scores(0)
-    words = [write_run(tmp_path / "a", same), rounded(write_run(tmp_path / "b", same, config=SUPERVISED))]
-    tables = one_set(words)
+    runs = [write_run(tmp_path / "a", same), rounded(write_run(tmp_path / "b", same, config=SUPERVISED))]
+    tables = one_set(runs)
     assert tables.digits == 4 and tables.rows[1].cells["mean", "dice"].test.zeros == 12
     assert any("4 digits" in line for line in notes(tables))
     exact = one_set([tmp_path / "a", write_run(tmp_path / "c", same, config=SUPERVISED)])
@@ -334,7 +334,7 @@ def test_names_that_a_spreadsheet_would_run(tmp_path):
     assert list(cell.differences) == list(names) and row("=1", None)["status"] == "empty_both"
 
 
-def test_val_scores_are_told_to_be_too_good(tmp_path):
+def test_val_scores_are_said_to_be_too_good(tmp_path):
     run = write_run(tmp_path / "a", scores(0), split="val")
     (tables,) = compared([run], split="val").sets
     assert any("also chose the checkpoints" in line for line in notes(tables))

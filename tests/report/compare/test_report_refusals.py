@@ -32,41 +32,41 @@ LISTS = {"sha256": {"train.txt": "a" * 64, "val.txt": "b" * 64, "test.txt": "c" 
     ],
 )
 def test_each_refusal_and_what_allows_it(tmp_path, kind, changes, message):
-    words = pair(tmp_path, scores(0, 0.1), scores(0), **changes)
+    runs = pair(tmp_path, scores(0, 0.1), scores(0), **changes)
     with pytest.raises(DataError, match=message) as caught:
-        compared(words)
+        compared(runs)
     assert f"--allow {kind}" in caught.value.hint
     with pytest.raises(DataError, match=message):
-        compared(words, allow=set(KINDS) - {kind})
-    tables = one_set(words, allow={kind})
+        compared(runs, allow=set(KINDS) - {kind})
+    tables = one_set(runs, allow={kind})
     assert any(line.startswith("Mixed because it was asked for") and re.search(message, line) for line in notes(tables))
 
 
 def test_other_test_cases(tmp_path):
-    words = pair(tmp_path, {case: v for case, v in scores(0, 0.1).items() if case != "c11"}, scores(0))
+    runs = pair(tmp_path, {case: v for case, v in scores(0, 0.1).items() if case != "c11"}, scores(0))
     with pytest.raises(DataError, match=r"splits: test cases: 12 \(.*\) for 'base' and 11 \(.*\) for 'ours'"):
-        compared(words)
-    cell = one_set(words, allow={"splits"}).rows[1].cells["mean", "dice"]
+        compared(runs)
+    cell = one_set(runs, allow={"splits"}).rows[1].cells["mean", "dice"]
     assert sorted(cell.differences) == CASES[:-1] and cell.one_sided == (0, 1)
 
 
 def test_empty_rule_and_units_that_are_not_shown(tmp_path):
-    words = pair(tmp_path, scores(0), scores(0), empty="include")
+    runs = pair(tmp_path, scores(0), scores(0), empty="include")
     with pytest.raises(DataError, match="cases empty on both sides: exclude for 'base' and include"):
-        compared(words)
-    words = pair(tmp_path / "u", scores(0), scores(0), unit="mm", nsd_tolerance=1.0)
-    assert one_set(words, metrics=["dice"]).metrics == ("dice",)  # where no distance is shown, its unit says nothing
+        compared(runs)
+    runs = pair(tmp_path / "u", scores(0), scores(0), unit="mm", nsd_tolerance=1.0)
+    assert one_set(runs, metrics=["dice"]).metrics == ("dice",)  # where no distance is shown, its unit says nothing
 
 
 def test_all_differences_come_at_once_and_classes_are_never_allowed(tmp_path):
-    words = pair(tmp_path, scores(0), scores(0), config="train.max_steps=300", checkpoint=LAST, metric_rules="x")
+    runs = pair(tmp_path, scores(0), scores(0), config="train.max_steps=300", checkpoint=LAST, metric_rules="x")
     with pytest.raises(DataError) as caught:
-        compared(words)
+        compared(runs)
     assert all(f"  {kind}: " in str(caught.value) for kind in ("rules", "budget", "checkpoint"))
     assert "--allow rules,budget,checkpoint" in caught.value.hint
-    words = pair(tmp_path / "c", {"liver": scores(0), "lesion": scores(0)}, scores(0))
+    runs = pair(tmp_path / "c", {"liver": scores(0), "lesion": scores(0)}, scores(0))
     with pytest.raises(DataError, match="no table in common: classes"):
-        compared(words, allow=set(KINDS))
+        compared(runs, allow=set(KINDS))
 
 
 def test_a_difference_within_a_setting_names_the_seed(tmp_path):
@@ -80,9 +80,9 @@ def test_a_difference_within_a_setting_names_the_seed(tmp_path):
 
 def test_label_lists_are_a_setting_and_no_split(tmp_path):
     more = {"sha256": LISTS["sha256"] | {"labelled_10pct.txt": "e" * 64}}
-    words = [write_run(tmp_path / "a", scores(0), splits=LISTS)]
-    words += [write_run(tmp_path / "b", scores(0), splits=more, config="data.labelled=labelled_20pct")]
-    assert len(one_set(words).rows) == 2
+    runs = [write_run(tmp_path / "a", scores(0), splits=LISTS)]
+    runs += [write_run(tmp_path / "b", scores(0), splits=more, config="data.labelled=labelled_20pct")]
+    assert len(one_set(runs).rows) == 2
 
 
 def test_old_scores_say_unknown_and_are_compared(tmp_path):
@@ -95,10 +95,10 @@ def test_old_scores_say_unknown_and_are_compared(tmp_path):
 
 def test_outputs(tmp_path):
     sam = {"sam": scores(1)}
-    words = pair(tmp_path, scores(0, 0.1), scores(0), outputs=sam)
-    assert [row.output for row in one_set(words).rows] == ["fusion", "fusion"]
+    runs = pair(tmp_path, scores(0, 0.1), scores(0), outputs=sam)
+    assert [row.output for row in one_set(runs).rows] == ["fusion", "fusion"]
     with pytest.raises(ConfigError, match="1 of 2 runs have no scores of output 'sam': 'base' has fusion"):
-        compared(words, output="sam")
+        compared(runs, output="sam")
     alone = one_set([tmp_path / "a"], output="sam").rows[0]
     assert alone.cells["mean", "dice"].values.mean == pytest.approx(np.mean(list(scores(1).values())))
 
@@ -115,9 +115,9 @@ def test_a_setting_never_mixes_outputs(tmp_path):
 
 
 def test_metrics_that_some_runs_lack(tmp_path):
-    words = pair(tmp_path, scores(0), scores(0), distances=False)
-    tables = one_set(words)
+    runs = pair(tmp_path, scores(0), scores(0), distances=False)
+    tables = one_set(runs)
     assert tables.metrics == ("dice", "iou") and tables.left_out == ("hd95", "asd", "nsd")
     with pytest.raises(ConfigError, match="'ours' has no hd95"):
-        compared(words, metrics=["dice", "hd95"])
-    assert one_set(words, metrics=["iou"]).metrics == ("iou",)
+        compared(runs, metrics=["dice", "hd95"])
+    assert one_set(runs, metrics=["iou"]).metrics == ("iou",)

@@ -31,7 +31,7 @@ def test_a_good_run_has_no_warnings(tmp_path):
         ({"checkpoint": None}, "The scores do not say which weights they are of"),
         ({"split": "val"}, "These are scores on val, which also chose the weights: they are too good."),
         ({"state": "interrupted"}, "Not finished: interrupted at step 600 of 600."),
-        ({"state": "failed", "code": 79}, "Not finished: failed at step 600 of 600 (told on the console)."),
+        ({"state": "failed", "code": 79}, "Not finished: failed at step 600 of 600 (said on the console)."),
         ({"config": "sam.tuning.name=adapter published_code=true"}, "behaves as the published code in every row"),
     ],
 )

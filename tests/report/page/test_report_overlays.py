@@ -60,11 +60,11 @@ def test_the_picture_is_small_and_the_outline_is_native(size, kind):
     assert f'viewBox="0 0 {size[1]} {size[0]}"' in svg and "say &quot;this&quot; &lt;so&gt;" in svg
     stored = Image.open(io.BytesIO(base64.b64decode(re.search(rf"data:image/{kind};base64,([^\"]+)", svg)[1])))
     assert max(stored.size) == min(max(size), LONGEST) and stored.getpixel((3, 3)) == (90, 90, 90)
-    assert svg.count('class="truth') == 2 and 'class="answer' not in svg and " c0" not in svg
+    assert svg.count('class="truth') == 2 and 'class="prediction' not in svg and " c0" not in svg
 
 
 def test_classes_have_their_colours_and_pixels_their_shape():
     truth = np.zeros((20, 20), np.uint8)
     truth[2:6, 2:6], truth[10:14, 10:14] = 1, 2
     svg = to_svg(Overlay(np.zeros((20, 20, 3), np.uint8), truth, truth, "", (3.0, 1.5), {"a": 1.0, "b": 1.0}), "x")
-    assert 'class="truth c0"' in svg and 'class="answer c1"' in svg and 'viewBox="0 0 20 40"' in svg
+    assert 'class="truth c0"' in svg and 'class="prediction c1"' in svg and 'viewBox="0 0 20 40"' in svg
