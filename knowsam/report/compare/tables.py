@@ -31,7 +31,12 @@ def probability(p: float | None) -> str:
 
 
 def results(tables: TableSet, class_name: str = MEAN) -> Table:
-    """A row per setting: every metric, and the main metric's difference to the baseline with its test."""
+    """A row per setting: every metric, and the main metric's difference to the baseline with its test.
+
+    Args:
+        tables: with rows.
+        class_name: one of its classes.
+    """
     first = tables.metrics[0]
     outputs = len({row.output for row in tables.rows}) > 1
     head = ["setting", *(["output"] if outputs else []), "seeds"]
@@ -42,7 +47,7 @@ def results(tables: TableSet, class_name: str = MEAN) -> Table:
         head += [f"Δ {name}", "p (Holm)", "effect r"]
     rows = []
     for row in tables.rows:
-        texts = [row_name(tables, row), *([row.output] if outputs else []), seeds_text(tables, row)]
+        texts = [_row_name(tables, row), *([row.output] if outputs else []), _seeds_text(tables, row)]
         texts += [spread_text(metric, row.cells[class_name, metric].values) for metric in tables.metrics]
         if tables.baseline is not None:
             cell = row.cells[class_name, first]
@@ -50,7 +55,7 @@ def results(tables: TableSet, class_name: str = MEAN) -> Table:
             texts += [spread_text(first, cell.delta, signed=True), probability(test.p_holm if test else None)]
             texts += [_signed(test.effect if test else None)]
         rows.append(texts)
-    title = f"{tables.experiment}: {class_label(tables, class_name)} on {tables.scores['split']}, mean ± sd over seeds"
+    title = f"{tables.experiment}: {_class_label(tables, class_name)} on {tables.scores['split']}, mean ± sd over seeds"
     return Table("results", title, head, rows, 2 if outputs else 1, _strong(tables))
 
 
@@ -87,7 +92,7 @@ def tests(tables: TableSet, class_name: str = MEAN, metrics: Sequence[str] | Non
                     test.method or test.reason,
                 ]
             )
-    title = f"{tables.experiment}: {class_label(tables, class_name)}, each setting against {tables.baseline!r}"
+    title = f"{tables.experiment}: {_class_label(tables, class_name)}, each setting against {tables.baseline!r}"
     title += ", paired over cases"
     return Table("tests", title, head, rows, 2)
 
@@ -98,7 +103,7 @@ def settings(tables: TableSet) -> Table:
     for i, row in enumerate(tables.rows):
         keys = [key for key, values in tables.settings.items() if i == 0 or str(values[i]) != str(values[0])]
         values = [f"{key}={_value(tables.settings[key][i])}" for key in keys]
-        rows.append([row_name(tables, row), ", ".join(values) or "no key differs"])
+        rows.append([_row_name(tables, row), ", ".join(values) or "no key differs"])
     head = ["setting", f"keys (those in which it differs from {tables.rows[0].setting!r})"]
     return Table("settings", f"{tables.experiment}: what the settings are", head, rows, 2, _strong(tables))
 
@@ -120,25 +125,6 @@ def checkpoints(tables: TableSet) -> Table:
     return Table("checkpoints", f"{tables.experiment}: what was scored", head, rows, 5)
 
 
-def row_name(tables: TableSet, row: Row) -> str:
-    """The setting, marked where it is the baseline."""
-    return f"{row.setting} (baseline)" if row.setting == tables.baseline else row.setting
-
-
-def seeds_text(tables: TableSet, row: Row) -> str:
-    """Finished seeds, ``2 of 3`` where some are missing."""
-    missing = sum(item.setting == row.setting and item.state != RETIRED for item in tables.absent)
-    return f"{len(row.runs)} of {len(row.runs) + missing}" if missing else str(len(row.runs))
-
-
-def class_label(tables: TableSet, class_name: str) -> str:
-    """``mean over 3 classes``, or the name of the class."""
-    names = tables.scores["class_names"]
-    if class_name != MEAN:
-        return class_name
-    return f"mean over {len(names)} classes" if len(names) > 1 else names[0]
-
-
 def records(tables: TableSet) -> list[dict[str, str]]:
     """Everything, a record per class, setting and metric; numbers as they are, not in percent."""
     return [
@@ -147,6 +133,25 @@ def records(tables: TableSet) -> list[dict[str, str]]:
         for row in tables.rows
         for metric in tables.metrics
     ]
+
+
+def _row_name(tables: TableSet, row: Row) -> str:
+    """The setting, marked where it is the baseline."""
+    return f"{row.setting} (baseline)" if row.setting == tables.baseline else row.setting
+
+
+def _seeds_text(tables: TableSet, row: Row) -> str:
+    """Finished seeds, ``2 of 3`` where some are missing."""
+    missing = sum(item.setting == row.setting and item.state != RETIRED for item in tables.absent)
+    return f"{len(row.runs)} of {len(row.runs) + missing}" if missing else str(len(row.runs))
+
+
+def _class_label(tables: TableSet, class_name: str) -> str:
+    """``mean over 3 classes``, or the name of the class."""
+    names = tables.scores["class_names"]
+    if class_name != MEAN:
+        return class_name
+    return f"mean over {len(names)} classes" if len(names) > 1 else names[0]
 
 
 def _record(tables: TableSet, row: Row, class_name: str, metric: str) -> dict[str, object]:

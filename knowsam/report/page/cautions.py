@@ -75,7 +75,7 @@ def changed_predictions(run: Run, output: str, overlays: Mapping[str, Overlay]) 
 def _unfinished(record: Record) -> Iterator[str]:
     budget = record.settings.get("train.max_steps")
     if record.state not in ("complete", UNKNOWN):
-        reason = str(without_places(str(record.status.get("reason") or ""))).splitlines()
+        reason = without_places(str(record.status.get("reason") or "")).splitlines()
         at = f" at step {record.step} of {budget}" if record.step is not None else ""
         yield f"not finished: {record.state}{at}" + (f" ({reason[0]})." if reason else ".")
     if record.scores is None:

@@ -26,7 +26,11 @@ _KINDS = {
 
 
 def curve_figures(records: Sequence[Record]) -> Iterator[Figure]:
-    """All over the steps: validation Dice, losses by kind, errors, rates, norms, what the method logs, speed."""
+    """All over the steps: validation Dice, losses by kind, errors, rates, norms, what the method logs, speed.
+
+    Args:
+        records: one run, whose outputs, terms and groups share a plot; or several, which share one for each of these.
+    """
     yield from _dice(records)
     yield from _losses(records)
     yield from _grouped(records, ERROR, "wrong %", "Labelled training pixels that are wrong", factor=100.0)

@@ -13,7 +13,7 @@ from knowsam.metrics.segmentation import case_metrics
 from knowsam.report.page.networks import OpenNetworks
 from knowsam.report.page.overlays import Overlay, telling_slice
 from knowsam.report.page.panels import Panel, plan_panels
-from knowsam.report.page.record import Record, scored_runs, without_places
+from knowsam.report.page.record import Record, on_one_line, scored_runs
 from knowsam.report.runs import Run
 
 
@@ -70,7 +70,7 @@ def take_pictures(
             try:
                 found = dict(_predicted(record.folder, run, cases, outputs[record.name], open_networks, device))
             except KnowsamError as error:
-                without[record.name] = f"{without_places(' '.join(str(error).split()))}."
+                without[record.name] = f"{on_one_line(error)}."
                 failed.append(record.name)
             else:
                 overlays |= {(record.name, case): overlay for case, overlay in found.items()}

@@ -46,7 +46,10 @@ class Line:
 
 
 def thinned(series: Series) -> tuple[Series, int]:
-    """At most ``POINTS`` points, each the mean of neighbours, and of how many; NaN stays a gap of its own."""
+    """A series of at most ``POINTS`` points, each the mean of neighbours, and of how many they are.
+
+    A value that is not finite takes no part; where none of the neighbours is finite there is a gap.
+    """
     every = math.ceil(len(series.steps) / POINTS)
     if every <= 1:
         return series, 1

@@ -16,7 +16,7 @@ from knowsam.inference.predict import PredictFn
 from knowsam.report.page.history import Series
 from knowsam.report.page.networks import Networks, OpenNetworks
 from knowsam.report.page.plots import Line, curve_plot
-from knowsam.report.page.record import Record, without_places
+from knowsam.report.page.record import Record, on_one_line
 from knowsam.report.page.score_tables import class_label, summary_cells
 from knowsam.report.table import Table
 
@@ -81,7 +81,7 @@ def score_pseudo_labels(
     try:
         return _scored(record, open_networks, masks, most, device)
     except KnowsamError as error:
-        reason = str(without_places(" ".join(str(error).split()))).rstrip(".")
+        reason = on_one_line(error).rstrip(".")
         if masks == ALL_MASKS and isinstance(error, DataError):
             reason += ". If only some unlabelled images have masks, name a list of those: --pseudo-masks labelled_max"
         return PseudoLabels(record.name, masks, reason=f"{reason}.")

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from knowsam.engine.log import read_metrics
 from knowsam.engine.runfolder import RunFolder
-from knowsam.errors import DataError
+from knowsam.errors import DataError, KnowsamError
 from knowsam.report.folders import named_folders
 from knowsam.report.page.history import History, read_history
 from knowsam.report.runs import Reader, Run, how_to_score, read_run
@@ -119,9 +119,9 @@ def read_record(folder: str | os.PathLike[str], reader: Reader, name: str) -> Re
         splits=run.read_json(run.splits),
         environment=run.read_json(run.environment),
         defaults=reader.defaults(config),
-        overrides=[str(without_places(line)) for line in _text(run.overrides).splitlines()],
+        overrides=[without_places(line) for line in _text(run.overrides).splitlines()],
         diff_lines=len(_text(run.diff).splitlines()),
-        sam_weights=str(without_places(_text(run.sam_weights))).strip(),
+        sam_weights=without_places(_text(run.sam_weights)).strip(),
         history=read_history(read_metrics(run.metrics)),
         # Every run is a setting of its own, called by the name of the run.
         scores=read_run(folder, reader, setting=name, experiment=experiment) if scored else None,
@@ -134,11 +134,24 @@ def scored_runs(records: Sequence[Record]) -> list[Run]:
     return [record.scores for record in records if record.scores is not None]
 
 
+@overload
+def without_places(value: str) -> str: ...
+@overload
+def without_places(value: Any) -> Any: ...
 def without_places(value: Any) -> Any:
-    """Text, or a list of it, with ``.../name`` for each absolute path: a page may be shown to anybody."""
+    """Text, or a list of it, with ``.../name`` for each absolute path: a page may be shown to anybody.
+
+    Args:
+        value: what is neither text nor a list stays as it is.
+    """
     if isinstance(value, list):
         return [without_places(item) for item in value]
     return _PLACES.sub("…/", value) if isinstance(value, str) else value
+
+
+def on_one_line(error: KnowsamError) -> str:
+    """What an error says, for the page: without its hint, line breaks and places."""
+    return without_places(" ".join(str(error).split()))
 
 
 def _names(runs: Sequence[tuple[str | None, str, int]]) -> list[str]:
