@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from knowsam.needs import Needs
+from knowsam.text import did_you_mean
 
 METHODS = {
     "knowsam": "knowsam.methods.knowsam:KnowSAM",
@@ -28,6 +29,10 @@ METHODS = {
 STUDENTS = {
     "unet": "knowsam.models.unet:UNet",
     "vnet": "knowsam.models.vnet:VNet",
+    "dynunet": "knowsam.models.monai_networks:dynunet",
+    "segresnet": "knowsam.models.monai_networks:segresnet",
+    "swin_unetr": "knowsam.models.monai_networks:swin_unetr",
+    "timm_unet": "knowsam.models.timm_unet:TimmUNet",
 }
 FUSION_HEADS = {"ham": "knowsam.models.fusion:FusionHead"}
 SOURCES = {
@@ -40,13 +45,56 @@ OPTIMIZERS = {
     "adamw": "knowsam.engine.optim:adamw",
     "sgd": "knowsam.engine.optim:sgd",
 }
-# Blocks inside `sam`; the classes themselves stand in models/sam/variants.py.
-SAM_VARIANTS = ("vit_b", "vit_l", "vit_h", "tiny", "small")
+# Blocks inside `sam`.
+SAM_ENCODERS = {
+    "vit_b": "knowsam.models.sam.sizes:vit_b",
+    "vit_l": "knowsam.models.sam.sizes:vit_l",
+    "vit_h": "knowsam.models.sam.sizes:vit_h",
+    "vit_tiny": "knowsam.models.sam.sizes:vit_tiny",
+    "vit_small": "knowsam.models.sam.sizes:vit_small",
+    "sam_vit": "knowsam.models.sam.sizes:sam_vit",
+}
+SAM_DECODERS = {"sam": "knowsam.models.sam.mask_decoder:SamMaskDecoder"}
+SAM_PROMPTS = {"learned": "knowsam.models.sam.prompt_generator:PromptGenerator"}
 TUNINGS = {"adapter": "knowsam.models.tuning.adapter:add_adapters"}
-PROMPT_GENERATORS = {"learned": "knowsam.models.sam.prompt_generator:PromptGenerator"}
-SKD = "knowsam.methods.with_skd:WithSKD"
-AUGMENTER = "knowsam.data.augment:Augmenter"
-SAM_GUIDE = "knowsam.models.sam.variants:build_sam_guide"
+AUGMENTERS = {"standard": "knowsam.data.augment:Augmenter"}
+SKD = "knowsam.methods.sam_teacher:SkdOptions"
+SAM_GUIDE = "knowsam.models.sam.build:build_sam_guide"
+
+# Blocks inside `sam`, each with its table and the name that it has where none is given.
+SAM_PARTS = {
+    "encoder": (SAM_ENCODERS, "vit_b"),
+    "decoder": (SAM_DECODERS, "sam"),
+    "prompt": (SAM_PROMPTS, "learned"),
+    "tuning": (TUNINGS, None),
+}
+
+FACTS = (
+    "num_classes",
+    "in_channels",
+    "spatial_dims",
+    "image_size",
+    "labelled_batch",
+    "unlabelled_batch",
+    "max_steps",
+)
+"""What of an experiment is handed to every method that asks for it by name."""
+
+OFFERED: dict[str, frozenset[str]] = {
+    "method": frozenset({*FACTS, "students", "sam_guide", "sam", "formulas"}),
+    "students": frozenset({"num_classes", "out_channels", "in_channels", "spatial_dims", "image_size"}),
+    "fusion": frozenset({"num_classes", "spatial_dims"}),
+    "optim": frozenset({"parameters"}),
+    "source": frozenset({"splits", "num_classes", "labelled", "label_table"}),
+    "augment": frozenset({"strong_views", "plain_labelled"}),
+    "sam": frozenset({"image_size", "num_classes", "in_channels", "omit", "freeze"}),
+    "encoder": frozenset({"image_size", "in_channels", "encoder_type"}),
+    "decoder": frozenset({"embed_dim", "image_size", "num_classes"}),
+    "prompt": frozenset({"num_classes", "embed_dim"}),
+    "tuning": frozenset({"encoder", "mask_decoder", "sam", "embed_dim"}),
+    "skd": frozenset(),
+}
+"""Kind of component -> arguments that whoever builds it hands in by name, so that YAML does not set them."""
 
 # Packages whose classes say nothing about a component: the search for a constructor or a literal ends there.
 FOUNDATIONS = ("torch", "abc", "typing", "builtins", "enum", "collections")
@@ -69,6 +117,10 @@ class Parameter:
     options: str = ""
 
 
+class WrongArguments(TypeError):
+    """Options that a constructor does not have, or arguments that it lacks."""
+
+
 class Signature(dict[str, Parameter]):
     """Arguments of a constructor by name.
 
@@ -85,7 +137,6 @@ def load(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-@lru_cache
 def signature(target: str) -> Signature:
     """Arguments of the class or function ``package.module:name``, without ``self``, read from its source text.
 
@@ -100,7 +151,6 @@ def signature(target: str) -> Signature:
     return _constructor(module, node)
 
 
-@lru_cache
 def literal(target: str, name: str) -> Any:
     """What the class ``package.module:name``, or the nearest of its bases, declares as class attribute ``name``.
 
@@ -135,7 +185,8 @@ def call(constructor: Callable[..., Any], offered: Mapping[str, Any], options: M
     An option whose annotation is a dataclass may be given as a mapping of its fields.
 
     Raises:
-        TypeError: options that the constructor does not have, or arguments that it lacks, in plain words.
+        WrongArguments: options that the constructor does not have, each with the nearest that it has, or arguments that
+            it lacks.
     """
     parameters = inspect.signature(constructor).parameters
     given = {name: value for name, value in offered.items() if name in parameters} | dict(options)
@@ -147,8 +198,10 @@ def call(constructor: Callable[..., Any], offered: Mapping[str, Any], options: M
         if name not in given and p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
     if unknown or missing:
-        what = [*(f"it has no parameter {name!r}" for name in unknown), *(f"it needs {name!r}" for name in missing)]
-        raise TypeError(f"{getattr(constructor, '__name__', constructor)}: {'; '.join(what)}")
+        free = [name for name in parameters if name not in offered]
+        what = [f"it has no parameter {name!r}{did_you_mean(name, free)}" for name in unknown]
+        what += [f"it needs {name!r}" for name in missing]
+        raise WrongArguments(f"{getattr(constructor, '__name__', constructor)}: {'; '.join(what)}")
     return constructor(**{name: _as_options(constructor, name, value) for name, value in given.items()})
 
 
@@ -204,11 +257,16 @@ def _spec(module: str) -> ModuleSpec | None:
     return spec
 
 
-@lru_cache(maxsize=256)
 def _tree(module: str) -> ast.Module:
     path = source_file(module)
     if path.suffix != ".py":
         raise LookupError(f"module {module!r} is no Python text, so its signatures cannot be read: {path.name}")
+    status = path.stat()
+    return _parsed(path, status.st_mtime_ns, status.st_size)  # a file may be edited while a notebook runs
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, changed: int, size: int) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 

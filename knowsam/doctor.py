@@ -9,15 +9,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import knowsam
-
-if TYPE_CHECKING:
-    from knowsam.config import Config
 
 OK, LOOK, BROKEN = "ok", "look", "broken"
 
@@ -93,18 +90,31 @@ class Finding:
     advice: str = ""
 
 
-def examine(config: "Config | None" = None) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class Wanted:
+    """What an experiment must find on this machine.
+
+    Attributes:
+        datasets: folder, absolute or below those of the datasets -> how to obtain it; empty if nobody says.
+        weights: SAM's files, absolute, below the working folder or below the datasets.
+    """
+
+    datasets: Mapping[str, str]
+    weights: Sequence[str] = ()
+
+
+def examine(wanted: Wanted | None = None) -> Iterator[Finding]:
     """Everything that is looked at, one finding after the other.
 
     Args:
-        config: an experiment, whose data and weights must be there; None: what is absent is no fault.
+        wanted: of the experiment that is to run here; None: what is absent is no fault.
     """
     yield from check_versions()
     yield from check_packages()
     yield from check_processor()
     yield from check_memory()
     yield from check_disks()
-    yield from check_data(config)
+    yield from check_data(wanted)
 
 
 def check_versions() -> Iterator[Finding]:
@@ -255,32 +265,33 @@ def check_disks() -> Iterator[Finding]:
         yield Finding(name, level, f"{folder}: {free / GIGABYTE:.1f} GB free", advice)
 
 
-def check_data(config: "Config | None" = None) -> Iterator[Finding]:
+def check_data(wanted: Wanted | None = None) -> Iterator[Finding]:
     """Datasets and SAM's weights: those of one experiment, or of all that are shipped.
 
     Args:
-        config: an experiment, whose data and weights must be there; None: what is absent is no fault.
+        wanted: of one experiment; None: datasets of the shipped ones and published weights, whose absence is no fault.
     """
     # Here, as what these import may be what is missing; the findings about packages have been given by now.
     from knowsam.config import REPOSITORY, data_places, load_config
     from knowsam.errors import KnowsamError
     from knowsam.pretrained import WEIGHTS, find, megabytes
 
-    configs = [config] if config is not None else []
-    if config is None:
+    datasets = dict(wanted.datasets) if wanted is not None else {}
+    if wanted is None:
         for path in sorted((REPOSITORY / "experiments").glob("*.yaml")):
             try:
-                configs.append(load_config(path))
+                data = load_config(path).data
             except KnowsamError as error:
                 yield Finding("experiment", BROKEN, f"{path}: {error}", error.hint)
-    absent = LOOK if config is None else BROKEN
-    roots = {c.data.source["root"]: c.data.obtain for c in configs if c.data.source.get("root")}
-    for root, obtain in roots.items():
+                continue
+            if root := data.source.get("root"):
+                datasets[root] = data.obtain
+    absent = LOOK if wanted is None else BROKEN
+    for root, obtain in datasets.items():
         found = next((place for place in _places(root, data_places, here=False) if place.is_dir()), None)
         advice = "" if found else obtain or "Put it below data/, or set KNOWSAM_DATA to the folder that holds it."
         yield Finding("data", OK if found else absent, f"{root}: {found or 'not here'}", advice)
-    wanted = {c.sam["weights"] for c in configs if c.uses_sam and c.sam.get("weights")}
-    for weights in sorted(wanted) if config is not None else ():
+    for weights in () if wanted is None else wanted.weights:
         if not any(place.is_file() for place in _places(weights, data_places)):
             advice = "knowsam weights fetch, or sam.weights=null to train SAM from random weights."
             yield Finding("weights", absent, f"{weights}: not here", advice)
@@ -290,7 +301,7 @@ def check_data(config: "Config | None" = None) -> Iterator[Finding]:
         text = f"{path}, {megabytes(path.stat().st_size)}" + ("" if right else f" instead of {megabytes(entry.size)}")
         advice = "" if right else f"Move it away, then: knowsam weights fetch {entry.name}"
         yield Finding("weights", OK if right else BROKEN, text, advice)
-    if not here and config is None:
+    if not here and wanted is None:
         yield Finding("weights", LOOK, "none of SAM's published files is here", "knowsam weights fetch vit_b")
 
 

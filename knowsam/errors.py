@@ -10,10 +10,15 @@ class KnowsamError(Exception):
     Args:
         message: what came and what is allowed; may hold several lines when several things are wrong.
         hint: what to do, one sentence; printed on its own line.
+    Attributes:
+        exit_code: of the command that ends with it.
+        kind: what it is about, in front of the message.
+        reported_by_main: the process of rank 0 ends with the same error and prints it, so this one need not.
     """
 
     exit_code = 1
     kind = "error"
+    reported_by_main: bool = False
 
     def __init__(self, message: str, *, hint: str = ""):
         super().__init__(message)
@@ -25,6 +30,13 @@ class ConfigError(KnowsamError):
 
     exit_code = 78
     kind = "config"
+
+
+class ContractError(KnowsamError):
+    """A method that does not keep the contract of ``methods.base``: its author's mistake, in the contract's words."""
+
+    exit_code = 70
+    kind = "method"
 
 
 class Fault(NamedTuple):

@@ -46,6 +46,10 @@ class Needs:
         if not self.spatial_dims or not set(self.spatial_dims) <= {2, 3}:
             raise ValueError(f"spatial_dims must hold 2, 3 or both, got {self.spatial_dims!r}")
 
-    def taught(self) -> "Needs":
-        """The same, with SAM as teacher on the unlabelled images."""
-        return replace(self, unlabelled=True)
+    def taught(self, view: object = "weak") -> "Needs":
+        """The same, with SAM as teacher on the unlabelled images.
+
+        Args:
+            view: which one SAM sees, ``weak`` or ``strong``; of the latter there is then at least one.
+        """
+        return replace(self, unlabelled=True, strong_views=max(self.strong_views, int(view == "strong")))

@@ -30,7 +30,7 @@ class Pretrained:
 
     Attributes:
         name: for the command line.
-        variant: the ``sam.variant`` that it fits.
+        variant: the ``sam.encoder.name`` that it fits.
         file: its name, here as at its source.
         url: where its authors publish it.
         size: bytes.
@@ -51,7 +51,7 @@ class Pretrained:
     @property
     def loadable(self) -> bool:
         """Whether this version of knowsam has the networks for it."""
-        return self.variant in components.SAM_VARIANTS
+        return self.variant in components.SAM_ENCODERS
 
 
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -373,5 +373,5 @@ def require_loadable(entry: Pretrained) -> None:
     if not entry.loadable:
         raise KnowsamError(
             f"{entry.name} cannot be loaded yet: knowsam has no encoder {entry.variant!r} (MobileSAM's is a TinyViT)",
-            hint=f"Known variants are {', '.join(components.SAM_VARIANTS)}; see knowsam weights list.",
+            hint=f"Known encoders are {', '.join(components.SAM_ENCODERS)}; see knowsam weights list.",
         )

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Dropout, batch statistics, adapters and every kind of prompt but the large sparse heads, in 5.3 M parameters.
+# Dropout, batch statistics, adapters and every kind of prompt but the large sparse heads, in 0.6 M parameters.
 EXPERIMENT = """
 name: tiny
 data:
@@ -24,7 +24,12 @@ data:
 students:
   unet: {name: unet, channels: [4, 8], dropout: [0.1, 0.2]}
   vnet: {name: vnet, filters: 2, norm: batch}
-sam: {variant: tiny, tuning: {name: adapter, ratio: 0.1}, prompt: {sparse: false}, train: tuned}
+fusion: {name: ham}
+sam:
+  encoder: {name: vit_tiny}
+  tuning: [{name: adapter, ratio: 0.1}]
+  prompt: {name: learned, sparse: false}
+  train: [tuning, prompt]
 method: {name: knowsam}
 optim:
   subnets: {name: adamw, lr: 3e-3}
@@ -54,6 +59,16 @@ def _quiet_machine(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def _forget_modules(tmp_path_factory):
+    """Modules that a test wrote are not imported for the next test, which may write others of the same name."""
+    yield
+    base = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(base):
+            del sys.modules[name]
+
+
 class Lab:
     """The tiny experiment: run it, read what it left, compare."""
 
@@ -80,6 +95,14 @@ class Lab:
         return load_checkpoint(Path(run) / "last.pt", fall_back=False)
 
     @staticmethod
+    def best_step(run) -> int:
+        """Step of ``best.pt``; -1 if there is none."""
+        from knowsam.engine.checkpoint import load_checkpoint
+
+        path = Path(run) / "best.pt"
+        return load_checkpoint(path, fall_back=False)["step"] if path.exists() else -1
+
+    @staticmethod
     def metrics(run) -> list[dict]:
         """Records without what depends on the clock."""
         from knowsam.engine.log import read_metrics
@@ -94,7 +117,8 @@ class Lab:
         found = {"metrics": self.metrics(run)}
         for name in ("last", "best"):
             state = load_checkpoint(Path(run) / f"{name}.pt", fall_back=False)
-            found |= flat({k: v for k, v in state.items() if k not in ("config", "environment")}, name)
+            # Of this process, not of the run: which modules of the tests happened to be imported.
+            found |= flat({k: v for k, v in state.items() if k not in ("config", "environment", "code")}, name)
         return found
 
     @staticmethod

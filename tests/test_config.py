@@ -6,7 +6,6 @@ import textwrap
 
 import pytest
 
-from knowsam import components
 from knowsam.config import Config, load_config, to_yaml
 from knowsam.errors import ConfigError, KnowsamError, NotFoundError
 
@@ -47,7 +46,13 @@ def problems(path, *words):
         ("method: {name: mean_techer}", 1, "there is no method 'mean_techer'; did you mean 'mean_teacher'?"),
         ("students:\n  a: {name: unet}\n  b: {name: wnet}", 3, "students.b.name: there is no students 'wnet'"),
         ("students:\n  a: {name: unet}\n  b: {name: vnet, nrm: batch}", 3, "did you mean 'norm'?"),
-        ("sam:\n  varient: tiny", 2, "did you mean 'variant'?"),
+        ("sam:\n  encodr: {name: vit_b}", 2, "did you mean 'encoder'?"),
+        ("sam:\n  encoder: {name: vit_bb}", 2, "sam.encoder.name: there is no encoder 'vit_bb'; did you mean 'vit_b'?"),
+        ("sam:\n  tuning: [{name: adapter, ratoi: 1}]", 2, "did you mean 'ratio'?"),
+        ("sam: {variant: tiny}", 1, "it is now sam.encoder: {name: vit_b}"),
+        ("method: {name: knowsam, skd: {wieght: 1}}", 1, "did you mean 'weight'?"),
+        ("method: {name: knowsam, mix_start: 0.5}", 1, "has no parameter 'mix_start'; it is now method.mix.start"),
+        ("init: {from: runs/a, part: students, chekpoint: last}", 1, "did you mean 'checkpoint'?"),
         ("augment:\n  elastik: 0.1", 2, "did you mean 'elastic'?"),
         ("optim:\n  subnets: {name: sgd, learning_rate: 1}", 2, "'sgd' has no parameter 'learning_rate'"),
         ("optim: {subnets: {name: sdg}}", 1, "did you mean 'sgd'?"),
@@ -103,12 +108,15 @@ def test_all_errors_at_once(write):
         ("sam=null", "sam: must be dict[str, Any], got None"),
         ("method=knowsam", "method: must be dict[str, Any], got 'knowsam'"),
         ("method.name=3", "method: needs a block with a name"),
-        ("method.mixing=1", "method.mixing: must be bool, got 1"),
-        ("method.mix_cells=2.5", "method.mix_cells: must be int, got 2.5"),
+        ("method.mix=1", "method.mix: must hold keys and values, got 1"),
+        ("method.skd=null", "method.skd: must hold keys and values, got None"),
+        ("method.mix.cells=2.5", "method.mix.cells: must be int, got 2.5"),
+        ("init=runs/a", "init: needs {from: RUN, part: students or sam}, got 'runs/a'"),
         ("students.unet=unet", "students.unet: needs a block with a name"),
         ("optim.subnets.lr=fast", "optim.subnets.lr: must be float, got 'fast'"),
         ("optim.subnets.lr=.inf", "must be finite, got inf"),
-        ("sam.tuning=adapter", "sam.tuning: must be Mapping[str, Any] | None, got 'adapter'"),
+        ("sam.tuning=adapter", "sam.tuning: needs a block with a name, one of adapter; got 'adapter'"),
+        ("sam.tuning=[adapter]", "sam.tuning: needs a block with a name, one of adapter; got 'adapter'"),
         ("augment.hole_size=[0.1,big]", "augment.hole_size"),
     ],
 )
@@ -123,9 +131,11 @@ def test_wrong_types(write, word, says):
     [
         (["train.precision=fp16", "train.device=cpu"], "train.precision: fp16 needs a CUDA device"),
         (["skd={weight: 1.0}"], "skd: method 'knowsam' already distils from SAM"),
-        (["fusion=null"], "students: method 'knowsam' co-trains 2 students with a fusion head"),
-        (["method.name=supervised", "students={a: {name: unet}}"], "fusion: merges exactly 2 students, got 1"),
-        (["method.name=supervised", "fusion=null", "students={}"], "students: needs at least one student"),
+        (["fusion=null"], "fusion: method 'knowsam' needs a fusion head, such as fusion: {name: ham}"),
+        (["students={a: {name: unet}}"], "students: method 'knowsam' trains 2 students and a fusion head, got 1"),
+        (["method.name=supervised", "fusion={name: ham}"], "fusion: merges exactly 2 students, got 1"),
+        (["method.name=supervised", "students={}"], "students: needs at least one student"),
+        (["init={from: runs/a, part: teacher}"], "init.part: must be one of students, sam, got 'teacher'"),
         (
             ["method.name=supervised", "students={fusion: {name: unet}, b: {name: unet}}"],
             "students.fusion: a student cannot be called 'fusion'",
@@ -308,7 +318,7 @@ def test_a_component_is_replaced_when_its_name_changes(write):
     assert changed.method == {"name": "supervised"}
     assert changed.optim["subnets"] == {"name": "adam"}
     assert changed.data.source == {"name": "builtin", "train": 30}
-    assert changed.students == {"a": {"name": "unet"}, "b": {"name": "unet"}}
+    assert changed.students == {"b": {"name": "unet"}}  # a child that names students has no others
     assert changed.data.image_size == 64
 
 
@@ -324,7 +334,7 @@ def test_overrides_win_and_the_last_one_counts(write):
 @pytest.mark.parametrize("turn", [False, True])
 def test_a_name_goes_before_the_settings_of_its_block(write, turn):
     words = ["method.consistency=bce", "method.name=mean_teacher"]
-    path = write("method: {name: knowsam, skd_weight: 2.0}")
+    path = write("method: {name: knowsam, skd: {weight: 2.0}}")
     assert load_config(path, words[::-1] if turn else words).method == {"name": "mean_teacher", "consistency": "bce"}
 
 
@@ -332,9 +342,42 @@ def test_values_may_hold_equals_signs(write):
     assert load_config(write(""), ["data.obtain=https://example.org/?a=b"]).data.obtain == "https://example.org/?a=b"
 
 
-def test_naming_students_replaces_the_default_pair(write):
-    config = load_config(write("method: {name: supervised}\nfusion: null\nstudents: {one: {name: unet}}"))
+def test_naming_students_replaces_the_methods_own(write):
+    config = load_config(write("method: {name: supervised}\nstudents: {one: {name: unet}}"))
     assert config.students == {"one": {"name": "unet"}}
+
+
+def test_each_method_has_students_of_its_own(write):
+    pair = {"unet": {"name": "unet"}, "vnet": {"name": "vnet"}}
+    assert load_config(write("name: x")).students == pair and Config().fusion == {"name": "ham"}
+    for name in ("mean_teacher", "supervised"):
+        config = load_config(write(f"method: {{name: {name}}}"))
+        assert (config.students, config.fusion) == ({"unet": {"name": "unet"}}, None)
+
+
+def test_options_of_students_that_the_method_has_not_are_said(write):
+    path, notes = write("students: {vnet: {norm: batch}}"), []
+    assert load_config(path, notes=notes).students["vnet"] == {"name": "vnet", "norm": "batch"} and notes == []
+    assert load_config(path, ["method.name=mean_teacher"], notes).students == {"unet": {"name": "unet"}}
+    assert notes == ["students.vnet has no effect: mean_teacher trains unet"]
+
+
+def test_options_of_a_fusion_head_reach_the_methods_own(write):
+    path, notes = write("fusion: {width: 32}"), []
+    assert load_config(path, notes=notes).fusion == {"name": "ham", "width": 32} and notes == []
+    assert load_config(path, ["fusion.width=16"]).fusion == {"name": "ham", "width": 16}
+    assert load_config(path, ["method.name=mean_teacher"], notes).fusion is None
+    assert notes == ["fusion has no effect: mean_teacher has no fusion head of its own; name one to have it"]
+    pair = ["method.name=supervised", "students={a: {name: unet}, b: {name: vnet}}", "fusion={name: ham}"]
+    assert load_config(path, pair).fusion == {"name": "ham", "width": 32}
+    with pytest.raises(ConfigError, match="did you mean 'width'"):
+        load_config(path, ["fusion.widht=16"])
+
+
+def test_one_student_of_a_pair_is_replaced_by_one_setting(write):
+    config = load_config(write("name: x"), ["students.vnet={name: unet, channels: [4, 8], dropout: [0, 0]}"])
+    assert list(config.students) == ["unet", "vnet"] and config.students["vnet"]["name"] == "unet"
+    assert config.students["unet"] == {"name": "unet"}
 
 
 # ---------------------------------------------------------------- round trip
@@ -350,7 +393,7 @@ data:
 students:
   unet: {name: unet, channels: [8, 16], dropout: [0.1, 0.2]}
   vnet: {name: vnet, norm: batch}
-sam: {variant: tiny, tuning: {name: adapter, ratio: 0.25}}
+sam: {encoder: {name: vit_tiny}, tuning: [{name: adapter, ratio: 0.25}]}
 method: {name: mean_teacher, consistency: bce}
 skd: {weight: 1.0, temperature: 10.0}
 optim:
@@ -360,6 +403,18 @@ train:
   max_steps: 600
   precision: bf16
 """
+
+
+def test_options_reach_the_entries_of_a_list(write):
+    """The only one, or those that are numbered; several without a number are refused."""
+    path = write(EXPERIMENT)
+    assert load_config(path, ["sam.tuning.ratio=0.5"]).sam["tuning"] == [{"name": "adapter", "ratio": 0.5}]
+    two = "sam.tuning=[{name: adapter, ratio: 0.1}, {name: adapter, ratio: 0.2}]"
+    tuned = load_config(path, [two, "sam.tuning.1.ratio=0.5"]).sam["tuning"]
+    assert [block["ratio"] for block in tuned] == [0.1, 0.5]
+    for word in ("sam.tuning.ratio=0.5", "sam.tuning.2.ratio=0.5"):
+        with pytest.raises(ConfigError, match="an entry is set by its number"):
+            load_config(path, [two, word])
 
 
 @pytest.mark.parametrize(
@@ -444,50 +499,39 @@ def test_only_knowsam_errors_come_out_of_mutated_files(write):
 MY_METHOD = """
 import torch
 from knowsam.losses import segmentation_loss
-from knowsam.methods.base import Prediction, SSLMethod, StepOutput
-from knowsam.models.students import DeployedStudents
+from knowsam.methods.base import StudentMethod
 
 
-class MyMethod(SSLMethod):
+class MyMethod(StudentMethod):
     def __init__(self, students, max_steps: int, *, sharpness: float = 1.0, mode: str = "a"):
-        super().__init__()
+        super().__init__(students)
         if mode not in "ab":
             raise ValueError(f"mode must be a or b, got {mode!r}")
-        self.students, self.max_steps, self.sharpness = students, max_steps, sharpness
+        self.max_steps, self.sharpness = max_steps, sharpness
 
     def forward(self, batch, step):
-        logits = self.students(batch.labelled)
-        losses = {n: self.sharpness * segmentation_loss(x, batch.mask) for n, x in logits.items()}
-        return StepOutput(losses, {n: Prediction(batch.labelled, x, batch.mask) for n, x in logits.items()})
-
-    def trainable_groups(self):
-        return {"subnets": list(self.students.parameters())}
-
-    def outputs(self):
-        return tuple(self.students.names)
-
-    def predict(self, images):
-        return self.students(images)
-
-    def inference_model(self):
-        return DeployedStudents(self.students)
+        joined = batch.join(batch.weak)
+        logits = self.students(joined.images)
+        losses = {n: self.sharpness * segmentation_loss(joined.labelled(x), batch.mask) for n, x in logits.items()}
+        return self.report(losses, joined, logits)
 """
 
 
 MY_SAM = """
 import torch
 from torch import nn
+from knowsam.models.sam import Prompts
 
 
 class Fixed(nn.Module):
     dense = False
 
-    def __init__(self, num_classes: int, *, tokens: int = 1):
+    def __init__(self, num_classes: int, embed_dim: int, *, tokens: int = 1):
         super().__init__()
-        self.tokens = nn.Parameter(torch.zeros(num_classes, tokens, 256))
+        self.tokens = nn.Parameter(torch.zeros(num_classes, tokens, embed_dim))
 
     def forward(self, embedding):
-        return self.tokens.expand(len(embedding), -1, -1, -1), None
+        return Prompts(sparse=self.tokens.expand(len(embedding), -1, -1, -1))
 
 
 def lowrank(encoder, mask_decoder, *, rank: int = 2):
@@ -504,9 +548,7 @@ def my_lab(tmp_path, monkeypatch):
     (folder / "code.py").write_text(MY_METHOD)
     (folder / "parts.py").write_text(MY_SAM)
     monkeypatch.syspath_prepend(str(tmp_path))
-    components.signature.cache_clear()
-    yield "my_lab.code:MyMethod"
-    components.signature.cache_clear()
+    return "my_lab.code:MyMethod"
 
 
 @pytest.mark.parametrize("skd", [False, True])
@@ -518,9 +560,8 @@ def test_a_method_from_outside_builds_and_trains_one_step(write, my_lab, skd):
     path = write(f"""
         method: {{name: "{my_lab}", sharpness: 2.0}}
         students: {{one: {{name: unet, channels: [4, 8], dropout: [0, 0]}}}}
-        fusion: null
         skd: {"{weight: 0.5}" if skd else "null"}
-        sam: {{variant: tiny, prompt: {{sparse: false}}}}
+        sam: {{encoder: {{name: vit_tiny}}, prompt: {{sparse: false}}}}
         data: {{image_size: 32, unlabelled_batch: 2, source: {{name: builtin, train: 10, size: 32}}}}
     """)
     config = load_config(path)
@@ -528,7 +569,7 @@ def test_a_method_from_outside_builds_and_trains_one_step(write, my_lab, skd):
     method = build.build_method(config).method
     optimizers = build.build_optimizers(config, method)
     streams = build.build_streams(config, build.build_source(config))
-    batch = build.build_augmenter(config)(*streams[0], seed=3)
+    batch = build.build_augmenter(config)(streams[0], seed=3)
     before = [p.detach().clone() for p in method.trainable_groups()["subnets"]]
     out = method.train()(batch, 0)
     sum(out.losses.values()).backward()
@@ -551,15 +592,15 @@ def test_parts_of_sam_from_outside(write, my_lab):
 
     text = """
         sam:
-          variant: tiny
-          train: tuned
+          encoder: {name: vit_tiny}
+          train: [tuning, prompt]
           prompt: {name: 'my_lab.parts:Fixed', tokens: 3}
-          tuning: {name: 'my_lab.parts:lowrank', rank: 1}
+          tuning: [{name: 'my_lab.parts:lowrank', rank: 1}]
         data: {image_size: 64}
     """
-    guide = build.build_method(load_config(write(text))).method.sam_guide
+    guide = build.build_method(load_config(write(text))).method.sam_teacher.guide
     trained = [name for name, parameter in guide.named_parameters() if parameter.requires_grad]
-    assert guide.prompt_generator.tokens.shape == (2, 3, 256)
+    assert guide.prompt_generator.tokens.shape == (2, 3, guide.sam.embed_dim)
     assert len(trained) == 1 + len(guide.image_encoder.blocks)
     assert "has no parameter 'ranks'; did you mean 'rank'?" in problems(write(text.replace("rank:", "ranks:")))
     assert "there is no module 'my_lab.part'" in problems(write(text.replace("my_lab.parts:l", "my_lab.part:l")))
@@ -568,7 +609,7 @@ def test_parts_of_sam_from_outside(write, my_lab):
 def test_a_value_that_the_constructor_refuses_names_the_block(write, my_lab):
     from knowsam import build
 
-    config = load_config(write(f"method: {{name: '{my_lab}', mode: z}}\nsam: {{variant: tiny}}"))
+    config = load_config(write(f"method: {{name: '{my_lab}', mode: z}}"))
     with pytest.raises(ConfigError, match="method: mode must be a or b, got 'z'"):
         build.build_method(config)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from knowsam import doctor
+from knowsam.cli.doctor import wanted_by
 from knowsam.cli.main import run_command
 from knowsam.config import load_config
 from knowsam.doctor import BROKEN, LOOK, OK
@@ -197,16 +198,16 @@ def test_an_experiment_whose_data_and_weights_are_absent_is_broken(healthy, caps
     assert "broken  weights    weights/sam_vit_b_01ec64.pth: not here" in said
     (healthy / "kvasir_seg").mkdir()
     (healthy / "weights").mkdir()
-    config = load_config(experiment)
+    wanted = wanted_by(load_config(experiment))
     with (healthy / "weights" / "sam_vit_b_01ec64.pth").open("wb") as file:
         file.truncate(375_042_383)  # of the right size, which is all that is looked at here
-        assert levels(doctor.check_data(config)) == [OK, OK]
+        assert levels(doctor.check_data(wanted)) == [OK, OK]
         file.truncate(1000)
-    assert levels(doctor.check_data(config), "weights") == [BROKEN]
+    assert levels(doctor.check_data(wanted), "weights") == [BROKEN]
 
 
 def test_the_quickstart_needs_nothing(healthy):
-    assert list(doctor.check_data(load_config(ROOT / "experiments" / "quickstart.yaml"))) == []
+    assert list(doctor.check_data(wanted_by(load_config(ROOT / "experiments" / "quickstart.yaml")))) == []
 
 
 def test_no_such_experiment(healthy, capsys):

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "knowsam"
 ALLOWED = {
     "errors": ((), ()),
     "needs": ((), ()),
+    "digest": ((), ()),
     "schedules": ((), ()),
     "text": ((), ()),
     "palette": ((), ()),
@@ -23,41 +25,65 @@ ALLOWED = {
     "mixing": ((), ("torch",)),
     "losses": ((), ("torch", "monai")),
     "pretrained": (("components", "errors", "files", "text"), ()),
-    "models": (("losses.entropy", "errors", "pretrained"), ("torch", "segment_anything")),
+    "models": (
+        ("components", "losses.entropy", "errors", "pretrained"),
+        ("torch", "segment_anything", "monai", "timm", "safetensors"),
+    ),
     "metrics": (("errors",), ("numpy", "scipy", "monai", "torch")),
     "data": (
         ("errors", "files", "palette"),
         ("torch", "numpy", "scipy", "h5py", "skimage", "PIL", "kornia", "imageio", "tifffile"),
     ),
-    "methods": (("losses", "models", "mixing", "schedules", "data.batch"), ("torch",)),
+    "methods": (("losses", "models", "mixing", "schedules", "data.batch", "needs", "errors"), ("torch",)),
     "inference": (
         ("data.source", "data.readers", "data.h5", "errors", "files", "losses.entropy", "palette"),
         ("torch", "numpy", "scipy", "monai", "PIL", "h5py", "nibabel", "pydicom", "onnx", "onnxruntime"),
     ),
     "engine": (
-        ("methods.base", "data", "metrics", "inference", "schedules", "errors", "files", "palette", "signals", "text"),
+        (
+            "methods.base",
+            "methods.contract",
+            "losses",
+            "data",
+            "digest",
+            "metrics",
+            "inference",
+            "schedules",
+            "errors",
+            "files",
+            "palette",
+            "signals",
+            "text",
+        ),
         ("torch", "numpy", "scipy", "rich", "tensorboard", "PIL"),
     ),
     "report": (
         ("data.source", "engine", "errors", "files", "inference.predict", "metrics", "palette", "text"),
         ("numpy", "scipy", "jinja2", "matplotlib", "PIL", "skimage"),
     ),
-    "compat": (("methods", "models", "losses", "data.batch", "engine.optim", "errors"), ("torch",)),
-    "components": (("errors", "needs"), ()),
-    "config": (("components", "compat.rows", "errors", "text"), ("omegaconf", "yaml")),
-    "identity": (("config", "data.builtin", "errors"), ("yaml",)),
+    "compat": (
+        ("components", "methods", "models", "losses", "data.batch", "engine.optim", "errors", "needs"),
+        ("torch",),
+    ),
+    "components": (("errors", "needs", "text"), ()),
+    "config": (
+        ("components", "compat.rows", "data.builtin", "digest", "errors", "needs", "text"),
+        ("omegaconf", "yaml"),
+    ),
     "study": (("config", "data", "errors", "files"), ("numpy", "yaml")),
     "doctor": (("config", "errors", "pretrained"), ()),
     "sweep": (
-        ("components", "config", "errors", "files", "identity", "signals", "text"),
+        ("components", "config", "errors", "files", "signals", "text"),
         ("optuna", "submitit", "ray"),
     ),
     "build": (
-        ("components", "config", "data", "engine", "errors", "methods", "models", "compat", "pretrained"),
+        ("components", "config", "data", "engine", "errors", "methods", "models", "compat", "pretrained", "text"),
         ("torch", "numpy"),
     ),
+    "runs": (("build", "config", "data", "engine", "errors", "inference", "methods"), ("torch", "numpy")),
+    "api": (("cli", "config", "runs"), ()),
     "benchmark": (
-        ("build", "config", "data", "engine", "errors", "inference", "methods", "models"),
+        ("data", "engine", "inference", "methods", "models"),
         ("torch", "numpy", "PIL"),
     ),
     "cli": (
@@ -72,13 +98,13 @@ ALLOWED = {
             "engine",
             "errors",
             "files",
-            "identity",
             "inference",
             "losses",
             "methods",
             "metrics",
             "pretrained",
             "report",
+            "runs",
             "signals",
             "study",
             "sweep",
@@ -87,7 +113,7 @@ ALLOWED = {
         ("torch", "numpy", "rich", "yaml"),
     ),
     "__main__": (("cli",), ()),
-    "__init__": ((), ()),
+    "__init__": (("api", "runs"), ()),
 }
 BIG = {library for _, libraries in ALLOWED.values() for library in libraries} | {"torchvision", "timm", "pandas", "cv2"}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -135,16 +161,72 @@ def test_arrows_point_one_way(path):
 
 
 def test_the_config_stops_at_build():
-    # identity and sweep compare and expand experiments, study writes them, doctor looks for what they name;
-    # benchmark runs them, in processes of its own
-    users = {"build", "cli", "config", "identity", "sweep", "study", "doctor", "benchmark"}
+    # sweep expands and compares experiments, study writes them, doctor looks for what the shipped ones name; runs reads
+    # those of runs, and api one for the command line
+    users = {"build", "cli", "config", "sweep", "study", "doctor", "runs", "api"}
     for path in FILES:
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         for module, line in imports(path):
             if within(module, ("knowsam.config", "omegaconf")):
                 assert room in users, f"{path}:{line}: below build.py everything takes plain arguments"
             if within(module, ("knowsam.build",)):
-                assert room in ("cli", "benchmark"), f"{path}:{line}: only the command line calls build"
+                assert room in ("cli", "runs"), f"{path}:{line}: only what begins or opens a run calls build"
+
+
+# Class or function -> its parameter or field that is a Config all the same.
+KEEPERS = {("runs", "LoadedRun"): "config"}  # for the command line, which hands it to build
+
+
+def takers(path):
+    """(function or class, parameter or field, line) of everything in a file that takes a Config."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            a = node.args
+            taken = [(x.arg, x.annotation) for x in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if x]
+        elif isinstance(node, ast.ClassDef):  # a field is an argument of the constructor that a dataclass has
+            taken = [(x.target.id, x.annotation) for x in node.body if isinstance(x, ast.AnnAssign)]
+        else:
+            continue
+        for name, annotation in taken:
+            kind = ast.unparse(annotation).strip("'") if annotation else "Any"
+            anything = {"Any", "object"} & {part.strip() for part in kind.split("|")}
+            if (anything and name in ("config", "configs")) or re.search(r"\b(Data|Train|Evaluate)?Config\b", kind):
+                yield getattr(node, "name", "lambda"), name, node.lineno
+
+
+def test_no_function_below_build_takes_a_config():
+    for path in FILES:
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room not in ("build", "cli", "config"):
+            for owner, name, line in takers(path):
+                assert KEEPERS.get((room, owner)) == name, (
+                    f"{path}:{line}: {owner} takes a Config as {name!r}; give it what it needs of it: plain values, "
+                    "objects that build made, or what makes them"
+                )
+
+
+def test_the_test_sees_functions_that_take_a_config(tmp_path):
+    file = tmp_path / "x.py"
+    file.write_text(
+        "from knowsam.config import Config, TrainConfig\n"
+        "def a(config): ...\n"
+        "def b(x: 'Config | None' = None): ...\n"
+        "class C:\n    kept: TrainConfig\n    text: str\n"
+        "    def d(self, *, config: Any): ...\n"
+        "    async def e(self, *rest: list[Config]): ...\n"
+        "f = lambda config: 0\n"
+        "def g(use: Callable[[Config], float]): ...\n"
+        "def fine(config: str, configs: dict[str, int], error: ConfigError) -> Config: ...\n"
+    )
+    assert sorted((owner, name) for owner, name, _ in takers(file)) == [
+        ("C", "kept"),
+        ("a", "config"),
+        ("b", "x"),
+        ("d", "config"),
+        ("e", "rest"),
+        ("g", "use"),
+        ("lambda", "config"),
+    ]
 
 
 def test_the_command_line_stops_at_cli():

@@ -17,12 +17,26 @@ def blocks(language):
 
 
 def test_the_skd_example_trains_student_and_sam():
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["loss"].isfinite()
     assert all(p.grad is not None for p in names["student"].parameters())
     assert all(p.grad is not None for p in names["guide"].parameters() if p.requires_grad)
+
+
+def test_the_python_example_trains_and_predicts(tmp_path, monkeypatch):
+    from PIL import Image
+
+    _, code = blocks("python")
+    small = "{'train.max_steps': 1, 'data.image_size': 32, 'data.source.val': 1, 'train.device': 'cpu'}"
+    code = code.replace('"experiments/', f'"{ROOT}/experiments/').replace('{"train.max_steps": 100}', small)
+    assert small in code
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30)).save("image.png")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["mask"].shape == (30, 40)
 
 
 def test_the_own_data_experiment_loads(tmp_path):

@@ -5,7 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a checkout that is not installed
 
-from knowsam.cli.main import run_command
+from knowsam.cli.main import Command
 
 if __name__ == "__main__":
-    sys.exit(run_command("train", sys.argv[1:]))
+    with Command("train") as command:
+        command.code = command.run(command.arguments())
+    sys.exit(command.code)

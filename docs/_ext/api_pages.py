@@ -59,7 +59,7 @@ def _file(module: str) -> Path:
 
 def plain_text(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings are prose, not markup: the star of a shape such as ``(B, *spatial)`` begins no emphasis."""
-    lines[:] = [re.sub(r"(?<=[\s(])\*(?=\w+[\s,)\]])", r"\\*", line) for line in lines]
+    lines[:] = [re.sub(r"(?<=[\s(])\*(?=\w+[\s,.;:)\]])", r"\\*", line) for line in lines]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -8,16 +8,15 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields, replace
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from knowsam import components
-from knowsam.config import checking, schema
+from knowsam.config import schema
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,11 @@ def blocks() -> list[Block]:
     """Every block of an experiment, in the order of ``Config``."""
     named = {
         "data.source": (components.SOURCES, "source"),
-        "augment": ({"": components.AUGMENTER}, ""),
+        "augment": (components.AUGMENTERS, "augment"),
         "students.<name>": (components.STUDENTS, "students"),
         "fusion": (components.FUSION_HEADS, "fusion"),
         "sam": ({"": components.SAM_GUIDE}, "sam"),
-        "sam.tuning": (components.TUNINGS, "tuning"),
-        "sam.prompt": (components.PROMPT_GENERATORS, "prompt"),
+        **{f"sam.{part}": (table, part) for part, (table, _) in components.SAM_PARTS.items()},
         "method": (components.METHODS, "method"),
         "skd": ({"": components.SKD}, "skd"),
         "optim.<group>": (components.OPTIMIZERS, "optim"),
@@ -58,7 +56,7 @@ def blocks() -> list[Block]:
         Block("", "", "", list(_fields(schema.Config))),
         Block("data", "", "", list(_fields(schema.DataConfig))),
         *(
-            _component(place, name, target, checking.PROVIDED.get(kind, set()))
+            _component(place, name, target, components.OFFERED[kind])
             for place, (table, kind) in named.items()
             for name, target in table.items()
         ),
@@ -83,34 +81,40 @@ def _fields(kind: type) -> Iterator[Key]:
             yield Key(node.target.id, ast.unparse(node.annotation), _yaml(value), comment)
 
 
-def _component(place: str, name: str, target: str, provided: set[str]) -> Block:
-    """Keys of a block that names a component: the arguments of its constructor, less those that build.py hands in."""
-    module, _, attribute = target.partition(":")
-    path = Path(importlib.import_module(module).__file__)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    (node,) = [item for item in tree.body if getattr(item, "name", "") == attribute]
-    summary, meanings = arguments_of(ast.get_docstring(node) or "")
-    function = node
-    if isinstance(node, ast.ClassDef):
-        inits = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
-        (function,) = inits
-    defaults = _defaults(function.args)
-    keys = [
-        Key(argument, parameter.annotation, defaults.get(argument, "required"), meanings.get(argument, ""))
-        for argument, parameter in components.signature(target).items()
-        if argument not in provided
-    ]
+def _component(place: str, name: str, target: str, provided: Collection[str]) -> Block:
+    """Keys of a block that names a component: the arguments of its constructor, less those that build.py hands in.
+
+    Options that are a block within are listed with their dotted names.
+    """
+    summary, keys = _arguments(target, provided)
+    if place == "method":
+        own = {"students": components.literal(target, "default_students")}
+        own["fusion"] = components.literal(target, "default_fusion")
+        said = "; ".join(f"``{key}: {_yaml(value)}``" for key, value in own.items() if value)
+        summary = f"{summary} Its own networks, where an experiment names none: {said}."
     return Block(place, name, summary, keys)
 
 
-def _defaults(arguments: ast.arguments) -> dict[str, str]:
-    positional = [*arguments.posonlyargs, *arguments.args]
-    late = positional[len(positional) - len(arguments.defaults) :]
-    pairs = [
-        *zip(late, arguments.defaults, strict=True),
-        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
-    ]
-    return {argument.arg: _literal(default) for argument, default in pairs if default is not None}
+def _arguments(target: str, provided: Collection[str]) -> tuple[str, list[Key]]:
+    module, _, attribute = target.partition(":")
+    made = getattr(importlib.import_module(module), attribute)
+    summary, meanings = arguments_of(inspect.getdoc(made) or "")
+    if inspect.isfunction(made):  # what a function hands on is explained by the class that it makes
+        _, further = arguments_of(inspect.getdoc(inspect.signature(made).return_annotation) or "")
+        meanings = {**further, **meanings}
+    keys: list[Key] = []
+    for argument, parameter in components.signature(target).items():
+        if argument in provided:
+            continue
+        if parameter.options:
+            default = "null" if parameter.default == "None" else "as below"
+            keys.append(Key(argument, parameter.annotation, default, meanings.get(argument, "")))
+            _, within = _arguments(parameter.options, ())
+            keys += [replace(key, name=f"{argument}.{key.name}") for key in within]
+        else:
+            default = "required" if parameter.required else _literal(ast.parse(parameter.default, mode="eval").body)
+            keys.append(Key(argument, parameter.annotation, default, meanings.get(argument, "")))
+    return summary, keys
 
 
 def _literal(node: ast.expr) -> str:
@@ -128,13 +132,15 @@ def _yaml(value: object) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_yaml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
     return value or "''" if isinstance(value, str) else str(value)
 
 
 def arguments_of(docstring: str) -> tuple[str, dict[str, str]]:
     """First paragraph of a Google-style docstring, and the entries of its ``Args`` by argument."""
     summary = " ".join(docstring.partition("\n\n")[0].split())
-    section = re.search(r"(?ms)^Args:\n(.*?)(?=^\S|\Z)", docstring)
+    section = re.search(r"(?ms)^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", docstring)
     meanings: dict[str, str] = {}
     for entry in re.findall(r"(?m)^    (\w[\w, ]*): ((?:.|\n {8})+)", section[1] if section else ""):
         for name in entry[0].split(", "):

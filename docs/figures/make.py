@@ -17,7 +17,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from knowsam.data.augment import Augmenter  # noqa: E402
+from knowsam.data.batch import Ids  # noqa: E402
 from knowsam.data.builtin import BuiltIn  # noqa: E402
+from knowsam.data.streams import RawBatch  # noqa: E402
 from knowsam.losses import sam_distillation_loss  # noqa: E402
 from knowsam.mixing import cells_to_mask, paste, select_cells  # noqa: E402
 from knowsam.schedules import lr_factor, sigmoid_rampup  # noqa: E402
@@ -202,7 +204,9 @@ def shown(image: torch.Tensor) -> np.ndarray:
 def streams() -> Figure:
     """What each network sees of a batch."""
     _, image, mask, unlabelled = pictures()
-    batch = Augmenter()(chw(image), torch.from_numpy(mask)[None], chw(unlabelled), seed=11)
+    none = chw(image)[:0]  # no second labelled batch
+    raw = RawBatch(chw(image), torch.from_numpy(mask)[None], chw(unlabelled), Ids(), none, none[:, 0])
+    batch = Augmenter()(raw, seed=11)
     drawn = np.repeat((batch.mask[0].numpy() * 255).astype(np.uint8)[..., None], 3, 2)
     f = Figure("streams", 760, 400)
     f.text(70, 24, "from the cache", kind="strong")
@@ -218,7 +222,7 @@ def streams() -> Figure:
     f.text(164, 294, "augment", kind="small")
     f.picture(210, 70, 116, drawn, "mask, moved alike")
     f.picture(334, 70, 116, shown(batch.labelled[0]), "labelled")
-    f.picture(210, 244, 116, shown(batch.strong[0]), "strong")
+    f.picture(210, 244, 116, shown(batch.strong[0][0]), "strong")
     f.picture(334, 244, 116, shown(batch.weak[0]), "weak, same geometry")
     f.box(540, 66, 200, 58, "students, fusion head", fill="student", under="labelled + strong")
     f.box(540, 168, 200, 58, "SAM guide", fill="sam", under="labelled + weak")
@@ -328,7 +332,7 @@ def splits() -> Figure:
 
 
 def temperature() -> Figure:
-    """What dividing the logits by T does to SAM's answer for one pixel."""
+    """What dividing the logits by T does to SAM's distribution at one pixel."""
     f = Figure("temperature", 760, 232)
     logits = torch.tensor([1.0, 9.0, 5.0, -2.0])
     student = torch.tensor([4.0, 6.0, 1.0, 0.0])

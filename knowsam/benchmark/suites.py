@@ -11,16 +11,22 @@ from typing import Any
 
 import torch
 
+import knowsam
 from knowsam.benchmark.measure import median, paired_ratio, spread, synchronize, timed
 from knowsam.benchmark.worker import PARTS, Subject, Trainee, random_streams
-from knowsam.config import REPOSITORY, Config
+from knowsam.benchmark.workload import Workload
 
 ORDER = ("data", "augmentation", *dict.fromkeys(PARTS.values()), "losses", "backward", "optimizers")
 """Parts of a step, in the order in which they run; ``losses`` is what of the forward pass is left."""
 
 
+CHECKOUT = Path(knowsam.__file__).resolve().parents[1]
+"""Where the tools are, whose start is measured."""
+
+
 def steps(
     subjects: Sequence[Subject],
+    make_workload: Callable[[Subject], Workload],
     *,
     repeats: int,
     warmup: int = 2,
@@ -31,6 +37,7 @@ def steps(
 
     Args:
         subjects: the first is what the others are compared with.
+        make_workload: what each of them trains; called in the subject's own process, so it must pickle.
         repeats: steps of each that count.
         warmup: steps before, of which the last ones settle the memory.
         flops: count the floating-point operations of one more step.
@@ -40,7 +47,7 @@ def steps(
         and after the first ``faster``: median, smallest and largest of the ratios first / this one, pair by pair.
     """
     with ExitStack() as stack:
-        trainees = [stack.enter_context(Trainee(subject)) for subject in subjects]
+        trainees = [stack.enter_context(Trainee(subject, make_workload)) for subject in subjects]
         found: list[dict[str, Any]] = []
         for trainee in trainees:
             progress(f"{trainee.subject.name}: building, {warmup} steps to warm up")
@@ -75,25 +82,23 @@ def steps(
     return found
 
 
-def parts(config: Config, device: torch.device, *, repeats: int) -> list[dict[str, Any]]:
+def parts(workload: Workload, device: torch.device, *, repeats: int) -> list[dict[str, Any]]:
     """SAM's encoder, its decoder and the students alone, forward and backward, at the experiment's batch.
 
     Args:
-        config: whose networks and batch.
+        workload: whose networks and batch.
         device: where they are measured.
         repeats: calls of each that count.
     Returns:
         For each ``name``, ``seconds`` (median), ``spread`` and ``flops``, the useful ones: attention counts once per
         pair of real tokens and real channel, whatever the kernel computes beside.
     """
-    from knowsam import build
-    from knowsam.engine.precision import store_frozen
-    from knowsam.engine.train import autocast, autocast_dtype
+    from knowsam.engine.precision import autocast, autocast_dtype, store_frozen
 
-    method = build.build_method(config).method.to(device).train()
-    side, count = config.data.image_size, config.data.labelled_batch + config.data.unlabelled_batch
+    method = workload.make_method().to(device).train()
+    side, count = workload.image_size, workload.labelled_batch + workload.unlabelled_batch
     images = torch.rand(count, 3, side, side, device=device)
-    precision = config.train.precision
+    precision = workload.options.precision
 
     def both_ways(forward: Callable[[], Any]) -> Callable[[], None]:
         def run() -> None:
@@ -105,17 +110,22 @@ def parts(config: Config, device: torch.device, *, repeats: int) -> list[dict[st
         return run
 
     measured: dict[str, Callable[[], None]] = {}
-    guide: Any = getattr(method, "sam_guide", None)
+    guide: Any = None if method.sam_teacher is None else method.sam_teacher.guide
     students: Any = getattr(method, "students", None)
     if guide is not None:
-        store_frozen(guide, autocast_dtype(config.train.precision))
+        store_frozen(guide, autocast_dtype(precision))
         with torch.no_grad(), autocast(device, precision):
             embedding = guide.encode(images)
-        coarse = torch.randn(count, config.num_classes, side, side, device=device)
-        measured["SAM encoder"] = both_ways(lambda: guide.encode(images))
-        measured["SAM prompts and decoder"] = both_ways(
-            lambda: guide.decode(embedding.detach().requires_grad_(), coarse, side)
-        )
+        coarse = torch.randn(count, workload.num_classes, side, side, device=device)
+        measured["SAM encoder"] = both_ways(lambda: guide.encode(images).image)
+
+        def decode() -> torch.Tensor:
+            again = embedding.detach()
+            again.image.requires_grad_()
+            logits: torch.Tensor = guide.decode(again, coarse, side)
+            return logits
+
+        measured["SAM prompts and decoder"] = both_ways(decode)
     if students is not None:
         measured["students"] = both_ways(lambda: students(images))
     found = []
@@ -142,10 +152,10 @@ def _attention_flops(encoder: Any, images: int) -> int:
     """Of softmax(q k^T) v over real tokens: two products forward, four backward.
 
     Args:
-        encoder: SAM's image encoder: ``image_size``, ``width``, and ``blocks`` with their ``window_size``.
+        encoder: SAM's image encoder: ``grid``, ``width``, and ``blocks`` with their ``window_size``.
         images: B.
     """
-    grid, width = encoder.image_size // 16, encoder.width
+    grid, width = encoder.grid, encoder.width
     total = 0
     for block in encoder.blocks:
         window = block.window_size or grid
@@ -155,21 +165,15 @@ def _attention_flops(encoder: Any, images: int) -> int:
     return images * total
 
 
-def data(config: Config, device: torch.device, *, batches: int = 50) -> dict[str, float]:
+def data(workload: Workload, device: torch.device, *, batches: int = 50) -> dict[str, float]:
     """Images/s of the two streams with their augmentation, on the calling thread and on ``device``.
 
     Args:
-        config: whose images, streams and augmentation.
+        workload: whose images, streams and augmentation.
         device: where images are augmented.
         batches: how many count.
     """
-    from types import SimpleNamespace
-
-    from knowsam import build
-    from knowsam.data.streams import RawBatch
-
-    streams = random_streams(config, SimpleNamespace(rank=0, world_size=1))
-    augmenter = build.build_augmenter(config)
+    streams, augmenter = random_streams(workload), workload.make_augmenter()
     found = {}
     for name, augmented in (("read", False), ("read and augmented", True)):
         begin = time.perf_counter()
@@ -177,9 +181,9 @@ def data(config: Config, device: torch.device, *, batches: int = 50) -> dict[str
             if t == 3:
                 synchronize(device)
                 begin = time.perf_counter()
-            raw = RawBatch(*(x.to(device) for x in raw))
+            raw = raw.to(device)
             if augmented:
-                augmenter(*raw, seed=t)
+                augmenter(raw, seed=t)
         synchronize(device)
         found[name] = batches * sum(streams.batch.values()) / (time.perf_counter() - begin)
     return found
@@ -199,7 +203,7 @@ def startup(*, repeats: int) -> list[dict[str, Any]]:
         times = []
         for _ in range(repeats):
             begin = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([sys.executable, *arguments], cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)
             times.append(time.perf_counter() - begin)
         found.append({"name": name, "seconds": median(times), "spread": spread(times)})
     times = [_first_step() for _ in range(repeats + 1)][1:]  # the first fills the cache
@@ -212,7 +216,7 @@ def _first_step() -> float:
         begin = time.perf_counter()
         with subprocess.Popen(
             [sys.executable, "-u", "tools/train.py", *arguments],
-            cwd=REPOSITORY,
+            cwd=CHECKOUT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -10,26 +10,25 @@ import torch
 from numpy.typing import NDArray
 
 from knowsam.benchmark.measure import median, paired_ratio, spread, timed
-from knowsam.config import Config
+from knowsam.benchmark.workload import Workload
 from knowsam.data.builtin import BuiltIn
 
 
 def inference(
-    config: Config, device: torch.device, *, repeats: int, batch_sizes: Sequence[int] = (1, 4, 16)
+    workload: Workload, device: torch.device, *, repeats: int, batch_sizes: Sequence[int] = (1, 4, 16)
 ) -> list[dict[str, Any]]:
     """The deployed network alone: seconds a batch and images/s, by precision and batch size.
 
     Args:
-        config: whose deployed network it is.
+        workload: whose deployed network it is.
         device: of the network.
         repeats: batches that count.
         batch_sizes: images at a time, (B, 3, S, S) each.
     """
-    from knowsam import build
-    from knowsam.engine.train import autocast
+    from knowsam.engine.precision import autocast
 
-    side = config.data.image_size
-    network = build.build_method(config).method.inference_model().to(device).eval()
+    side = workload.image_size
+    network = workload.make_method().inference_model().to(device).eval()
     found = []
     for precision in ("fp32", "bf16"):
         for size in batch_sizes:
@@ -46,7 +45,7 @@ def inference(
 
 
 def prediction(
-    config: Config,
+    workload: Workload,
     device: torch.device,
     *,
     repeats: int,
@@ -62,7 +61,7 @@ def prediction(
     a random network would make distances slower than any trained one's.
 
     Args:
-        config: whose deployed network it is.
+        workload: whose deployed network it is.
         device: of the network.
         repeats: turns.
         images: how many; they repeat four pictures.
@@ -73,21 +72,20 @@ def prediction(
         For each ``name``, ``images_per_second`` (median), ``spread``, and but for the first ``of_network``: median,
         smallest and largest of its speed over the bare network's, turn by turn.
     """
-    from knowsam import build
     from knowsam.engine.evaluate import evaluate
-    from knowsam.engine.train import autocast, autocast_dtype
+    from knowsam.engine.precision import autocast, autocast_dtype
     from knowsam.inference.files import Rules, find_inputs
     from knowsam.inference.folder import Wanted, predict_files
 
-    side, num_classes = config.data.image_size, config.num_classes
-    network = build.build_method(config, sam=False).method.inference_model().to(device).eval()
+    side, num_classes, precision = workload.image_size, workload.num_classes, workload.options.precision
+    network = workload.make_method(sam=False).inference_model().to(device).eval()
     source = _FewPictures(images, side, num_classes)
     disc = _disc(side, num_classes).to(device)
     settings: dict[str, Any] = {
         "image_size": side,
         "batch_size": batch_size,
         "device": device,
-        "autocast": autocast_dtype(config.train.precision),
+        "autocast": autocast_dtype(precision),
     }
 
     def discs(x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -95,7 +93,7 @@ def prediction(
 
     def bare() -> None:
         batch = torch.rand(batch_size, 3, side, side, device=device)
-        with torch.no_grad(), autocast(device, config.train.precision):
+        with torch.no_grad(), autocast(device, precision):
             for _ in range(0, images, batch_size):
                 network(batch).sum().item()  # on a GPU, waits for the result
 

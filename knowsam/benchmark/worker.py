@@ -1,4 +1,4 @@
-"""A process that trains one subject step by step when told to, so that two can be measured in turn.
+"""A process that trains one subject step by step on request, so that two can be measured in turn.
 
 Each subject has a process of its own: its memory, its allocator and its threads are not those of the other one, and its
 steps are those of ``engine.train.train``, the loop of every run.
@@ -11,10 +11,16 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from knowsam.benchmark.workload import Workload
+    from knowsam.data.streams import TwoStreams
 
 PARTS = {
     "image_encoder": "SAM encoder",
@@ -23,7 +29,7 @@ PARTS = {
     "mask_decoder": "SAM decoder",
     "students": "students",
 }
-"""Attribute of a method or of its guide -> the part of the table that its forward pass belongs to."""
+"""Last part of a module's name in the method -> the part of the table that its forward pass belongs to."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Subject:
     Attributes:
         name: in tables.
         experiment: YAML file.
-        overrides: dotted words.
+        overrides: dotted settings.
         plain: the baseline of ``plain.py`` instead of knowsam's parts.
         threads: of torch.
         processes: that train together (gloo); each has ``threads`` threads.
@@ -50,11 +56,14 @@ class Subject:
 class Trainee:
     """A subject in its processes: ``steps(n)`` makes it do n steps and says how long each took.
 
+    Args:
+        subject: what is measured.
+        make_workload: what the subject trains; called in each of its processes, so it must pickle.
     Raises:
         RuntimeError: the process ended; its traceback is in the message.
     """
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: Subject, make_workload: "Callable[[Subject], Workload]"):
         self.subject = subject
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
@@ -64,7 +73,11 @@ class Trainee:
         port = _free_port()
         try:
             self._processes = [
-                context.Process(target=_serve, args=(subject, rank, port, other if rank == 0 else None), daemon=True)
+                context.Process(
+                    target=_serve,
+                    args=(subject, make_workload, rank, port, other if rank == 0 else None),
+                    daemon=True,
+                )
                 for rank in range(subject.processes)
             ]
             for process in self._processes:
@@ -109,20 +122,20 @@ class Trainee:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(self, word: str, count: int) -> None:
+    def _send(self, request: str, count: int) -> None:
         try:
-            self._connection.send((word, count))
+            self._connection.send((request, count))
         except OSError as error:
             raise RuntimeError(f"{self.subject.name}: its process is gone") from error
 
     def _receive(self) -> Any:
         try:
-            answer = self._connection.recv()
+            reply = self._connection.recv()
         except EOFError as error:
-            raise RuntimeError(f"{self.subject.name}: its process ended without a word") from error
-        if isinstance(answer, BaseException | str):
-            raise RuntimeError(f"{self.subject.name}: {answer}")
-        return answer
+            raise RuntimeError(f"{self.subject.name}: its process ended without a message") from error
+        if isinstance(reply, BaseException | str):
+            raise RuntimeError(f"{self.subject.name}: {reply}")
+        return reply
 
 
 class Stopwatch:
@@ -164,14 +177,20 @@ class Stopwatch:
         module.register_forward_hook(disable(lambda *_: self.end(name)))
 
 
-def _serve(subject: Subject, rank: int, port: int, connection: Connection | None) -> None:
+def _serve(
+    subject: Subject,
+    make_workload: "Callable[[Subject], Workload]",
+    rank: int,
+    port: int,
+    connection: Connection | None,
+) -> None:
     """The worker process: build the subject, train it, and do the steps that the other side asks for."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), KNOWSAM_BENCHMARK="1"
     )
     os.environ.update(WORLD_SIZE=str(subject.processes), LOCAL_WORLD_SIZE=str(subject.processes))
     try:
-        _train(subject, connection)
+        _train(subject, make_workload, connection)
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         pass
     except BaseException:
@@ -180,48 +199,45 @@ def _serve(subject: Subject, rank: int, port: int, connection: Connection | None
         connection.send(traceback.format_exc())
 
 
-def _train(subject: Subject, connection: Connection | None) -> None:
+def _train(subject: Subject, make_workload: "Callable[[Subject], Workload]", connection: Connection | None) -> None:
     import torch
 
-    from knowsam import build
     from knowsam.benchmark.plain import build_plain
-    from knowsam.config import load_config, to_yaml
     from knowsam.engine import distributed
     from knowsam.engine.compile import compile_parts
     from knowsam.engine.memory import keep_freed_memory
-    from knowsam.engine.precision import store_frozen
+    from knowsam.engine.precision import autocast_dtype, store_frozen
     from knowsam.engine.runfolder import RunFolder
-    from knowsam.engine.scores import Evaluation
+    from knowsam.engine.saving import RunRecord
     from knowsam.engine.spans import collect
-    from knowsam.engine.train import autocast_dtype, train
+    from knowsam.engine.train import train
 
     torch.set_num_threads(subject.threads)
-    config = load_config(subject.experiment, list(subject.overrides))
-    place = distributed.setup(config.train.device)
+    workload = make_workload(subject)
+    options = workload.options
+    place = distributed.setup(workload.device)
     on_cuda = place.device.type == "cuda"
     watch = Stopwatch(lambda: torch.cuda.synchronize(place.device) if on_cuda else None)
     if subject.plain:
-        method, optimizers = build_plain(config)
+        method, optimizers = build_plain(workload)
         method.to(place.device)
     else:
         keep_freed_memory()
-        method = build.build_method(config).method.to(place.device)
-        if (guide := getattr(method, "sam_guide", None)) is not None:  # an EMA teacher is frozen, too, but moves
-            store_frozen(guide, autocast_dtype(config.train.precision))
-        compile_parts(method.compilable(), config.train.compile, place.device.type)
-        optimizers = build.build_optimizers(config, method)
-    for owner in (method, getattr(method, "sam_guide", None)):
-        for attribute, part in PARTS.items():
-            module = getattr(owner, attribute, None)
-            if isinstance(module, torch.nn.Module):
-                watch.watch(module, part)
+        method = workload.make_method().to(place.device)
+        if method.sam_teacher is not None:  # its frozen weights never move, as those of an EMA teacher do
+            store_frozen(method.sam_teacher, autocast_dtype(options.precision))
+        compile_parts(method.compilable(), workload.compile, place.device.type)
+        optimizers = workload.make_optimizers(method)
+    for name, module in method.named_modules():
+        if (part := PARTS.get(name.rpartition(".")[2])) is not None:
+            watch.watch(module, part)
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    streams = random_streams(config, place)
+    streams: Any = random_streams(workload, rank=place.rank, world_size=place.world_size)
     facts = {
         "images": sum(streams.batch.values()) * place.world_size,
         "parameters": trained,
-        "precision": config.train.precision,
-        "gradient_exchange": config.train.gradient_exchange,
+        "precision": options.precision,
+        "gradient_exchange": options.gradient_exchange,
         "threads": torch.get_num_threads(),
     }
     if connection is not None:
@@ -231,37 +247,40 @@ def _train(subject: Subject, connection: Connection | None) -> None:
         train(
             method,
             streams,
-            build.build_augmenter(config),
+            workload.make_augmenter(),
             optimizers,
-            lambda: Evaluation([], (), ()),
+            lambda: {"none": 0.0},
+            replace(
+                options,
+                validate_every=never,
+                checkpoint_every=never,
+                snapshot_every=0,
+                pictures_every=0,
+                workers=0,
+                tensorboard=False,
+            ),
             run=run,
             rank=place,
-            config_yaml=to_yaml(config),
-            data={},
-            max_steps=config.train.max_steps,
-            seed=config.train.seed,
-            precision=config.train.precision,
-            accumulate=config.train.accumulate,
-            clip_norm=config.train.clip_norm,
-            gradient_exchange=config.train.gradient_exchange,
-            validate_every=never,
-            checkpoint_every=never,
-            log_every=config.train.log_every,
-            workers=0,
-            tensorboard=False,
+            record=RunRecord("", {}),
         )
 
 
-def random_streams(config: Any, place: Any, cases: int = 64) -> Any:
-    """Two streams of random images with blocks of random classes, in memory, as an experiment's own data would come."""
+def random_streams(workload: "Workload", *, rank: int = 0, world_size: int = 1, cases: int = 64) -> "TwoStreams":
+    """Two streams of random images with blocks of random classes, in memory, as an experiment's own data would come.
+
+    Args:
+        workload: whose classes, size and batches.
+        rank, world_size: this process among all.
+        cases: in each stream.
+    """
     import numpy as np
 
     from knowsam.data.streams import TwoStreams
 
-    side, draw = config.data.image_size, np.random.default_rng(0)
+    side, draw = workload.image_size, np.random.default_rng(0)
 
     def cache(masks: bool) -> Any:
-        coarse = draw.integers(0, config.num_classes, (cases, 8, 8), dtype=np.uint8)
+        coarse = draw.integers(0, workload.num_classes, (cases, 8, 8), dtype=np.uint8)
         return SimpleNamespace(
             ids=[f"case{i}" for i in range(cases)],
             images=draw.integers(0, 256, (cases, 3, side, side), dtype=np.uint8),
@@ -271,19 +290,26 @@ def random_streams(config: Any, place: Any, cases: int = 64) -> Any:
 
     return TwoStreams(
         cache(True),
-        cache(False) if config.data.unlabelled_batch else None,
-        labelled_batch=config.data.labelled_batch,
-        unlabelled_batch=config.data.unlabelled_batch,
-        seed=config.train.seed,
-        rank=place.rank,
-        world_size=place.world_size,
+        cache(False) if workload.unlabelled_batch else None,
+        labelled_batch=workload.labelled_batch,
+        unlabelled_batch=workload.unlabelled_batch,
+        seed=workload.options.seed,
+        rank=rank,
+        world_size=world_size,
     )
 
 
 class _Gated:
     """Streams whose loader waits, before each batch, until the other side asks for a step."""
 
-    def __init__(self, streams: Any, connection: Connection, watch: Stopwatch, device: Any, facts: dict[str, Any]):
+    def __init__(
+        self,
+        streams: "TwoStreams",
+        connection: Connection,
+        watch: Stopwatch,
+        device: "torch.device",
+        facts: dict[str, Any],
+    ):
         self._streams, self._connection, self._watch, self._device = streams, connection, watch, device
         self._facts = facts
         self._mode, self._left = "", 0
@@ -305,12 +331,12 @@ class _Gated:
             return
         self._watch.synchronize()
         seconds, cpu_seconds = time.perf_counter() - self._began, time.process_time() - self._cpu_began
-        answer: dict[str, Any] = {"seconds": seconds, "cpu_seconds": cpu_seconds, "parts": dict(self._watch.seconds)}
+        record: dict[str, Any] = {"seconds": seconds, "cpu_seconds": cpu_seconds, "parts": dict(self._watch.seconds)}
         if self._counter is not None:
             self._counter.__exit__(None, None, None)
-            answer["flops"] = self._counter.get_total_flops()
+            record["flops"] = self._counter.get_total_flops()
             self._counter = None
-        self._connection.send(answer)
+        self._connection.send(record)
         self._left -= 1
 
     def _wait(self) -> None:
@@ -334,12 +360,12 @@ class _Gated:
 
         from knowsam.engine.memory import forget_peak, peak_host_memory
 
-        answer = {"host": peak_host_memory()}
+        peak = {"host": peak_host_memory()}
         forget_peak()
         if self._device.type == "cuda":
-            answer["device"] = torch.cuda.max_memory_allocated(self._device)
+            peak["device"] = torch.cuda.max_memory_allocated(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
-        return answer
+        return peak
 
 
 def _exchange(bytes_per_value: int) -> dict[str, Any]:

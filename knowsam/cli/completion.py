@@ -2,9 +2,10 @@
 
 import argparse
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 
+from knowsam.components import METHODS
 from knowsam.pretrained import WEIGHTS
 
 EPILOG = """examples:
@@ -29,6 +30,7 @@ KINDS = (
 
 # What a command takes in the place of a file and its parser does not list.
 UNLISTED = {
+    "check-method": tuple(METHODS),
     "sweep": ("work", "status"),
     "weights": tuple(WEIGHTS),
     "benchmark": ("step", "parts", "data", "inference", "prediction", "startup", "processes"),
@@ -109,7 +111,6 @@ def _kind(action: argparse.Action) -> str:
 def override_keys() -> list[str]:
     """``train.seed=``, ``method.name=`` and so on: what ``key=value`` may begin with."""
     from knowsam import components
-    from knowsam.config.checking import PROVIDED
     from knowsam.config.schema import Config
 
     keys = []
@@ -118,23 +119,35 @@ def override_keys() -> list[str]:
             keys += [f"{item.name}.{inner.name}=" for inner in fields(item.type)]
         else:
             keys.append(f"{item.name}=" if item.name in ("name", "run", "published_code") else f"{item.name}.")
-    blocks = {
+    blocks: dict[str, tuple[str, Mapping[str, str]]] = {
         "method": ("method", components.METHODS),
         "fusion": ("fusion", components.FUSION_HEADS),
         "data.source": ("source", components.SOURCES),
-        "sam.tuning": ("tuning", components.TUNINGS),
-        "sam.prompt": ("prompt", components.PROMPT_GENERATORS),
+        **{f"sam.{part}": (part, table) for part, (table, _) in components.SAM_PARTS.items() if part != "tuning"},
         "optim.subnets": ("optim", components.OPTIMIZERS),
         "optim.sam": ("optim", components.OPTIMIZERS),
         "sam": ("sam", {"": components.SAM_GUIDE}),
         "skd": ("skd", {"": components.SKD}),
-        "augment": ("", {"": components.AUGMENTER}),
+        "augment": ("augment", components.AUGMENTERS),
     }
     for place, (kind, table) in blocks.items():
-        options = dict.fromkeys(name for target in table.values() for name in components.signature(target))
-        named = [] if "" in table else ["name"]
-        keys += [f"{place}.{name}=" for name in [*named, *options] if name not in PROVIDED.get(kind, ())]
+        keys += [] if "" in table else [f"{place}.name="]
+        for target in table.values():
+            keys += _options(place, target, components.OFFERED[kind])
     return list(dict.fromkeys(keys))
+
+
+def _options(place: str, target: str, offered: Collection[str]) -> list[str]:
+    """Settings of a component, and of the blocks of options within it."""
+    from knowsam import components
+
+    found = []
+    for name, parameter in components.signature(target).items():
+        if name in offered:
+            continue
+        within = _options(f"{place}.{name}", parameter.options, ()) if parameter.options else []
+        found += within or [f"{place}.{name}="]
+    return found
 
 
 # ---------------------------------------------------------------- bash

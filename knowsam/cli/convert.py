@@ -66,7 +66,13 @@ def run(args: argparse.Namespace) -> int:
     text = "\n".join([*reports, "", NOT_KNOWN, *(f"  - {line}" for line in UNKNOWN)])
 
     run = RunFolder(args.output)
-    contents = {"method": method.state_dict(), "step": None, "best": {}, "config": to_yaml(config)}
+    contents = {
+        "method": method.state_dict(),
+        "parts": method.parts(),
+        "step": None,
+        "best": {},
+        "config": to_yaml(config),
+    }
     save_checkpoint(run.best, contents, keep_previous=False)
     write_text(run.path / "converted.txt", text + "\n")
     status = {"state": "complete", "step": None, "converted": [file.path.name for file in files]}

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from knowsam.doctor import Finding
+    from knowsam.config import Config
+    from knowsam.doctor import Finding, Wanted
 
 EPILOG = """examples:
   python tools/doctor.py
@@ -31,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
     from knowsam.config import load_config
     from knowsam.doctor import BROKEN, LOOK, examine
 
-    config = load_config(args.experiment) if args.experiment else None
+    wanted = wanted_by(load_config(args.experiment)) if args.experiment else None
     findings = []
-    for finding in examine(config):
+    for finding in examine(wanted):
         findings.append(finding)
         if not args.json:
             _show(finding)
@@ -44,6 +45,14 @@ def run(args: argparse.Namespace) -> int:
         looks = sum(finding.level == LOOK for finding in findings)
         print(f"\n{broken or 'nothing'} broken, {looks or 'nothing'} to look at")
     return 1 if broken else 0
+
+
+def wanted_by(config: "Config") -> "Wanted":
+    """What an experiment must find on this machine."""
+    from knowsam.doctor import Wanted
+
+    root, weights = config.data.source.get("root"), config.sam.get("weights")
+    return Wanted({root: config.data.obtain} if root else {}, [weights] if weights and config.uses_sam else [])
 
 
 def _show(finding: "Finding") -> None:

@@ -5,13 +5,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from knowsam.cli.loading import add_checkpoint_argument
+from knowsam.cli.arguments import add_checkpoint_argument
 
 if TYPE_CHECKING:
-    from knowsam.cli.loading import LoadedRun
     from knowsam.config import Config
     from knowsam.data.source import Source
     from knowsam.engine.scores import Evaluation
+    from knowsam.runs import LoadedRun
 
 EPILOG = """examples:
   python tools/evaluate.py runs/quickstart/knowsam_labelled_10pct_seed0
@@ -69,15 +69,15 @@ def run(args: argparse.Namespace) -> int:
 def evaluate_run(folder: str, args: argparse.Namespace) -> "Evaluation":
     """Load a run's checkpoint, score it and write the files."""
     from knowsam import build
-    from knowsam.cli.loading import load_run
     from knowsam.config import load_config
     from knowsam.engine import distributed
     from knowsam.engine.evaluate import evaluate
     from knowsam.engine.log import Counter
-    from knowsam.engine.train import autocast_dtype
+    from knowsam.engine.precision import autocast_dtype
     from knowsam.errors import ConfigError
+    from knowsam.runs import load_run
 
-    loaded = load_run(folder, args.checkpoint)
+    loaded = load_run(folder, args.checkpoint, sam=True, quiet=False)
     config, method = loaded.config, loaded.method
     data_config = load_config(args.dataset) if args.dataset else config
     if data_config.data.classes != config.data.classes:

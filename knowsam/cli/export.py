@@ -5,9 +5,12 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from knowsam.cli.loading import LoadedRun, add_checkpoint_argument
+from knowsam.cli.arguments import add_checkpoint_argument
+
+if TYPE_CHECKING:
+    from knowsam.runs import LoadedRun
 
 EPILOG = """examples:
   python tools/export.py runs/kvasir --format onnx -o kvasir.onnx --example
@@ -55,12 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, check, then write."""
-    from knowsam.cli.loading import load_run
     from knowsam.engine.log import say
     from knowsam.errors import NotFoundError, RunFolderError
     from knowsam.files import write_atomically, write_text
     from knowsam.inference.example import example_script
     from knowsam.inference.export import TOLERANCE, export_network, require
+    from knowsam.runs import load_run
 
     require(args.format)
     file = Path(args.out)
@@ -72,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         raise RunFolderError(f"there already: {there}", hint="Choose another -o, or replace it with --force.")
     if not file.parent.is_dir():
         raise NotFoundError(f"there is no folder {file.parent} to write {file.name} into", hint="Make it first.")
-    loaded = load_run(args.run, args.checkpoint, sam=False)
+    loaded = load_run(args.run, args.checkpoint, quiet=False)
     output, network = loaded.network(args.output)
     intensity = loaded.config.data.source.get("intensity", "dtype")
     about = describe(loaded, output, network, args.format, args.gives)
@@ -104,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(loaded: LoadedRun, output: str, network: Any, file_format: str, gives: str) -> dict[str, Any]:
+def describe(loaded: "LoadedRun", output: str, network: Any, file_format: str, gives: str) -> dict[str, Any]:
     """What somebody who has only the file must know; the same inside it and beside it.
 
     Args:
@@ -117,12 +120,14 @@ def describe(loaded: LoadedRun, output: str, network: Any, file_format: str, giv
 
     import knowsam
     from knowsam.cli.predict import label_values
-    from knowsam.inference.export import LARGEST, MULTIPLE, SMALLEST, needed_packages
+    from knowsam.inference.export import LARGEST, SMALLEST, fixed_side, multiple_of, needed_packages
 
     config = loaded.config
     intensity = config.data.source.get("intensity", "dtype")
-    sizes = {"multiple_of": MULTIPLE, "from": SMALLEST, "to": LARGEST}
+    side, multiple = fixed_side(network), multiple_of(network)
+    sizes = {"multiple_of": side or multiple, "from": side or SMALLEST, "to": side or LARGEST}
     students = getattr(network, "students", None)
+    normalised = {} if students is None else students.normalisation()
     return {
         "description": DESCRIPTION,
         "file_format": file_format,
@@ -140,7 +145,7 @@ def describe(loaded: LoadedRun, output: str, network: Any, file_format: str, giv
         },
         "answer": {"name": gives, "type": "float32", "axes": ["batch", "class", "height", "width"]},
         "image_size": config.data.image_size,
-        "normalisation_inside": {name: getattr(students, name, None) for name in ("mean", "std")},
+        "normalisation_inside": normalised,
         "classes": list(config.data.classes),
         "label_values": [list(v) if isinstance(v, tuple) else v for v in label_values(config)],
         "versions": {"knowsam": str(knowsam.__version__)}

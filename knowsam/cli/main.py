@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import knowsam
 from knowsam.errors import KnowsamError
@@ -18,6 +19,7 @@ COMMANDS = {
     "check": ("knowsam.cli.check", "check an experiment's data: missing and broken files, wrong masks, leaks"),
     "splits": ("knowsam.cli.splits", "draw seeded split lists for a folder of images and masks"),
     "train": ("knowsam.cli.train", "train a method from an experiment file, or go on where a run stopped"),
+    "check-method": ("knowsam.cli.check_method", "check that a method keeps the contract of the loop"),
     "evaluate": ("knowsam.cli.evaluate", "measure finished runs on their test cases and compare them"),
     "predict": ("knowsam.cli.predict", "segment images, volumes or folders with a finished run"),
     "export": ("knowsam.cli.export", "write a run's deployed network as one ONNX, pt2 or TorchScript file"),
@@ -76,39 +78,82 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if not arguments else 2
 
 
+class Command:
+    """One command as a ``with`` block, which turns whatever is raised in it into a message and an exit code.
+
+        with Command("train") as command:
+            command.code = command.run(command.arguments())
+        sys.exit(command.code)
+
+    A block, not a function, so that between the program and what it calls there is no frame to read past.
+
+    Args:
+        name: a key of ``COMMANDS``.
+        argv: arguments after the command; those of the process if None.
+    Attributes:
+        code: exit code; 0 finished, 2 wrong usage, 70 a bug, 130 interrupted, else that of the ``KnowsamError``.
+    """
+
+    def __init__(self, name: str, argv: Sequence[str] | None = None):
+        self.name, self.argv, self.code = name, argv, 0
+
+    @property
+    def run(self) -> Callable[[argparse.Namespace], int]:
+        """What the command does with its arguments."""
+        function: Callable[[argparse.Namespace], int] = importlib.import_module(COMMANDS[self.name][0]).run
+        return function
+
+    def arguments(self) -> argparse.Namespace:
+        """Parse the command line; SystemExit where it is wrong, or asks for help."""
+        parser = argparse.ArgumentParser(
+            prog=f"knowsam {self.name}", description=f"{self.name}: {COMMANDS[self.name][1]}"
+        )
+        importlib.import_module(COMMANDS[self.name][0]).add_arguments(parser)
+        # Intermixed: options may also stand between the others, as in `EXPERIMENT --dry-run key=value`.
+        return parser.parse_intermixed_args(self.argv)
+
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is None:
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                self.code = _broken_pipe()
+        elif isinstance(error, SystemExit):
+            self.code = _code(error)
+        elif isinstance(error, KnowsamError):
+            self.code = _report(error)
+        elif isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            self.code = INTERRUPTED
+        elif isinstance(error, BrokenPipeError):
+            self.code = _broken_pipe()
+        elif isinstance(error, Exception):
+            traceback.print_exception(error)
+            self.code = INTERNAL_ERROR
+        else:
+            return False
+        return True
+
+
 def run_command(name: str, argv: Sequence[str] | None = None) -> int:
-    """Run one command and turn whatever it raises into a message and an exit code.
+    """Run one command; its exit code.
 
     Args:
         name: a key of ``COMMANDS``.
         argv: arguments after the command; those of the process if None.
     """
-    try:
-        module = importlib.import_module(COMMANDS[name][0])
-        parser = argparse.ArgumentParser(prog=f"knowsam {name}", description=f"{name}: {COMMANDS[name][1]}")
-        module.add_arguments(parser)
-        # Intermixed: options may also stand between the others, as in `EXPERIMENT --dry-run key=value`.
-        code = int(module.run(parser.parse_intermixed_args(argv)) or 0)
-        sys.stdout.flush()
-        return code
-    except SystemExit as stop:
-        return _code(stop)
-    except KnowsamError as error:
-        return _report(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        return _broken_pipe()
-    except Exception:
-        traceback.print_exc()
-        return INTERNAL_ERROR
+    with Command(name, argv) as command:
+        command.code = int(command.run(command.arguments()) or 0)
+    return command.code
 
 
 def _report(error: KnowsamError) -> int:
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
     if rank != "0":
-        if getattr(error, "told_by_main", False):
+        if error.reported_by_main:
             return error.exit_code
         # Most mistakes are made by all ranks alike and reported by rank 0; one that only this rank met, by this rank.
         code = error.exit_code  # not the error, whose frames hold everything that was there

@@ -4,8 +4,7 @@ import argparse
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from knowsam.cli.arguments import positive
-from knowsam.cli.loading import add_checkpoint_argument
+from knowsam.cli.arguments import add_checkpoint_argument, positive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,16 +70,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict every file that has no answer yet."""
-    from knowsam.cli.loading import load_run
     from knowsam.engine import distributed
     from knowsam.engine.log import Counter
-    from knowsam.engine.train import autocast_dtype
+    from knowsam.engine.precision import autocast_dtype
     from knowsam.inference.files import Rules, find_inputs
     from knowsam.inference.folder import Wanted, predict_files
     from knowsam.inference.predict import with_flips
+    from knowsam.runs import load_run
     from knowsam.signals import StopSignal
 
-    loaded = load_run(args.run, args.checkpoint, sam=False)
+    loaded = load_run(args.run, args.checkpoint, quiet=False)
     config = loaded.config
     output, network = loaded.network(args.output)
     device = distributed.setup(args.device).device

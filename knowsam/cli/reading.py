@@ -14,7 +14,7 @@ def reader(split: str) -> "Reader":
     Args:
         split: ``test`` or ``val``: whose scores.
     """
-    from knowsam.identity import COSMETIC
+    from knowsam.config.identity import COSMETIC
     from knowsam.report.runs import Reader
 
     return Reader(split, _settings, frozenset(COSMETIC), _defaults)
@@ -25,11 +25,11 @@ def open_networks(folder: str, checkpoint: Literal["best", "last"]) -> "Networks
     from dataclasses import replace
 
     from knowsam import build
-    from knowsam.cli.loading import load_run
-    from knowsam.engine.train import autocast_dtype
+    from knowsam.engine.precision import autocast_dtype
     from knowsam.report.page.networks import Networks
+    from knowsam.runs import load_run
 
-    run = load_run(folder, checkpoint, quiet=True)
+    run = load_run(folder, checkpoint, sam=True)
     config = run.config
 
     def open_source(labelled: str | None) -> "Source":
@@ -54,8 +54,8 @@ def _settings(text: str) -> dict[str, Any]:
     import yaml
 
     from knowsam.config import parse_config
+    from knowsam.config.identity import flat_config
     from knowsam.errors import ConfigError
-    from knowsam.identity import flat_config
 
     try:
         # Filled up with today's defaults: a key that did not exist when an older run was made is no difference.
@@ -74,8 +74,8 @@ def _defaults(text: str) -> dict[str, Any]:
     """
     from knowsam.config import Config, parse_config
     from knowsam.config.checking import default_settings
+    from knowsam.config.identity import flat_config
     from knowsam.errors import ConfigError
-    from knowsam.identity import flat_config
 
     try:
         config = parse_config(text, "config.yaml")

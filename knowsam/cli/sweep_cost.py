@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from knowsam.config import Config
+from knowsam.config import parse_config
 from knowsam.sweep.cost import sweep_cost
 from knowsam.sweep.spec import Sweep
 from knowsam.text import duration
@@ -12,10 +12,11 @@ from knowsam.text import duration
 def show(sweep: Sweep, *, timing: bool) -> int:
     """Print the trials; with ``timing``, build each setting and time some of its steps on this machine."""
 
-    def timed(config: Config) -> float:
+    def timed(experiment: str) -> float:
         from knowsam.benchmark.step import step_seconds
+        from knowsam.cli.benchmark import workload
 
-        return step_seconds(config, sweep.launcher.get("threads"))
+        return step_seconds(workload(parse_config(experiment, sweep.name)), sweep.launcher.get("threads"))
 
     cost = sweep_cost(sweep, timed if timing else None)
     table = Table(box=None, pad_edge=False)

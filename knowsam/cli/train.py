@@ -1,15 +1,28 @@
 """``knowsam train``: an experiment file in, a run folder out."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from knowsam.cli.arguments import positive
-from knowsam.config import Config, load_config, to_yaml
-from knowsam.identity import config_changes, flat_config
+from knowsam.config import Config, load_config, modules_named, to_yaml
+from knowsam.config.identity import config_changes, init_digests
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from knowsam.build import BuiltMethod
+    from knowsam.data.source import Source
+    from knowsam.data.streams import TwoStreams
     from knowsam.engine.distributed import Rank
+    from knowsam.engine.optim import ScheduledOptimizer
+    from knowsam.engine.options import TrainOptions
     from knowsam.engine.runfolder import RunFolder
+    from knowsam.engine.saving import RunRecord
+
+T = TypeVar("T")
 
 EPILOG = """examples:
   python tools/train.py experiments/quickstart.yaml
@@ -24,11 +37,11 @@ exit codes: 0 finished, 65 bad data, 66 not found, 73 run folder in use or of an
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Words of the command line."""
+    """Arguments of the command line."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("experiment", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted words, such as train.max_steps=100")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings, as train.max_steps=100")
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and end")
     parser.add_argument("--dry-run", action="store_true", help="build all, run one batch, show shapes and parameters")
     parser.add_argument(
@@ -43,15 +56,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluate", action="store_true", help="score the finished run on test, as knowsam evaluate does"
     )
     parser.add_argument("--stop-at", type=positive, metavar="STEP", help="end after this step as if interrupted")
+    parser.add_argument(
+        "--accept-code", action="store_true", help="resume although code of your own that the run runs has changed"
+    )
 
 
-def run(args: argparse.Namespace) -> int:
+@dataclass
+class TrainArguments:
+    """What a script gives in the place of a command line; the same names."""
+
+    experiment: str
+    overrides: list[str]
+    print_config: bool = False
+    dry_run: bool = False
+    overfit_one_batch: int | None = None
+    evaluate: bool = False
+    stop_at: int | None = None
+    accept_code: bool = False
+
+
+def run(args: argparse.Namespace | TrainArguments) -> int:
     """Train, or show what would be trained."""
-    config = load_config(args.experiment, args.overrides)
+    notes: list[str] = []
+    config = load_config(args.experiment, args.overrides, notes)
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
+    with session(config) as rank:
+        if args.dry_run:
+            from knowsam.cli.trial import dry_run
 
+            return dry_run(config, rank, notes)
+        if args.overfit_one_batch:
+            from knowsam.cli.trial import overfit
+
+            return overfit(config, rank, args.overfit_one_batch)
+        from knowsam.engine.distributed import call_on_main
+        from knowsam.engine.train import train
+
+        finished = True
+        with prepared(config, args, rank, notes) as job:
+            if job is not None:
+                state = train(
+                    job.built.method,
+                    job.streams,
+                    job.augmenter,
+                    job.optimizers,
+                    job.validate,
+                    job.options,
+                    run=job.run,
+                    rank=rank,
+                    record=job.record,
+                    resume=job.resume,
+                )
+                finished = state.step == config.train.max_steps
+                if finished:
+                    _say_finished(job.run, state.step, state.best, scores_follow=args.evaluate)
+        if args.evaluate and finished:
+            from knowsam.cli.evaluate import score_if_new
+
+            settings = (run_path(config), config.train.device, config.evaluate.nsd_tolerance)
+            call_on_main(lambda: score_if_new(*settings))
+    return 0
+
+
+def run_path(config: Config) -> str:
+    """Where the run goes: ``run``, or ``runs/<name>/<method>[_skd]_<labelled>_seed<seed>``."""
+    if config.run:
+        return config.run
+    method = str(config.method["name"]).rpartition(":")[2] + ("_skd" if config.skd is not None else "")
+    return f"runs/{config.name}/{method}_{config.data.labelled}_seed{config.train.seed}"
+
+
+@contextmanager
+def session(config: Config) -> "Iterator[Rank]":
+    """This process among those that train together, with the threads and the arithmetic that are asked for."""
     import torch
 
     from knowsam.engine import distributed
@@ -67,157 +146,117 @@ def run(args: argparse.Namespace) -> int:
         keep_freed_memory()
         settle_math()
     try:
-        if args.dry_run or args.overfit_one_batch:
-            from knowsam.cli import trial
-
-            return trial.dry_run(config, rank) if args.dry_run else trial.overfit(config, rank, args.overfit_one_batch)
-        finished = _train(config, args.overrides, rank, args.stop_at, scores_follow=args.evaluate)
-        if args.evaluate and finished:
-            from knowsam.cli.evaluate import score_if_new
-
-            settings = (run_path(config), config.train.device, config.evaluate.nsd_tolerance)
-            distributed.call_on_main(lambda: score_if_new(*settings))
-        return 0
+        yield rank
     finally:
         distributed.teardown()
 
 
-def run_path(config: Config) -> str:
-    """Where the run goes: ``run``, or ``runs/<name>/<method>[_skd]_<labelled>_seed<seed>``."""
-    if config.run:
-        return config.run
-    method = config.method["name"].rpartition(":")[2] + ("_skd" if config.skd is not None else "")
-    return f"runs/{config.name}/{method}_{config.data.labelled}_seed{config.train.seed}"
+@dataclass
+class Job:
+    """A training that can begin: what ``engine.train.train`` takes."""
+
+    run: "RunFolder"
+    built: "BuiltMethod"
+    streams: "TwoStreams"
+    augmenter: Callable[..., Any]
+    optimizers: "Mapping[str, ScheduledOptimizer]"
+    validate: "Callable[[], Mapping[str, float]]"
+    options: "TrainOptions"
+    record: "RunRecord"
+    resume: "Mapping[str, Any] | None"
 
 
-def _method_name(config: Config) -> str:
-    return config.method["name"] + (" + SKD" if config.skd is not None else "")
+@contextmanager
+def prepared(
+    config: Config, args: argparse.Namespace | TrainArguments, rank: "Rank", notes: "Sequence[str]"
+) -> "Iterator[Job | None]":
+    """Everything that comes before the first step, the run folder locked meanwhile; None when the run is complete.
 
+    What costs little and may be wrong comes before the run folder; decoding the images comes last.
+    """
+    from dataclasses import replace
 
-def _pictures_every(config: Config) -> int:
-    every = config.train.pictures_every
-    return config.train.validate_every if every is None else every
-
-
-def _train(
-    config: Config, overrides: list[str], rank: "Rank", stop_at: int | None, *, scores_follow: bool = False
-) -> bool:
-    """Train, or go on; True when the run is complete."""
     from knowsam import build
-    from knowsam.cli.trial import sam_weights_line
-    from knowsam.data.cache import cases_fingerprint
     from knowsam.data.check import check_quick
     from knowsam.engine.compile import compile_parts
     from knowsam.engine.distributed import call_on_main
-    from knowsam.engine.log import Counter, say
-    from knowsam.engine.precision import store_frozen
+    from knowsam.engine.log import Counter, say, warn
+    from knowsam.engine.owncode import OwnCode
+    from knowsam.engine.precision import autocast_dtype, store_frozen
     from knowsam.engine.runfolder import RunFolder
-    from knowsam.engine.train import autocast_dtype, train
+    from knowsam.engine.saving import RunRecord
     from knowsam.errors import ConfigError, DataError
-    from knowsam.files import write_text
 
     if config.train.precision == "fp16" and rank.device.type == "cpu":
         raise ConfigError("train.precision is fp16, which needs a CUDA device", hint="Use bf16 or fp32 on the CPU.")
-    # What costs little and may be wrong comes before the run folder; decoding the images comes last.
-    source = call_on_main_first(lambda: build.build_source(config))
+    source = on_main_first(lambda: build.build_source(config))
     if not source.eval_ids("val"):
         raise DataError("there is no validation case, so no checkpoint could be chosen", hint="Write a val.txt.")
     call_on_main(lambda: check_quick(source, config.data.cache))
-    run = call_on_main_first(lambda: RunFolder(run_path(config)))
+    run = on_main_first(lambda: RunFolder(run_path(config)))
     call_on_main(run.lock)
     with run:
-        resume = _prepare(run, config, rank)
+        resume = _resume(run, config, rank)
         if resume is not None and resume["step"] >= config.train.max_steps:
             say(f"{run} is already complete at step {resume['step']}; evaluate it with: knowsam evaluate {run}")
-            return True
-        built = build.build_method(config)
+            yield None
+            return
+        code = OwnCode(modules_named(config))
+        built = build.build_method(config, init=resume is None)
+        code.texts()
         method = built.method.to(rank.device)
-        if (guide := getattr(method, "sam_guide", None)) is not None:  # an EMA teacher is frozen, too, but moves
-            store_frozen(guide, autocast_dtype(config.train.precision))
+        if method.sam_teacher is not None:  # its frozen weights never move, as those of an EMA teacher do
+            store_frozen(method.sam_teacher, autocast_dtype(config.train.precision))
         compile_parts(method.compilable(), config.train.compile, rank.device.type)
-        optimizers = build.build_optimizers(config, method)
-        augmenter = build.build_augmenter(config)
-        validation = call_on_main_first(
-            lambda: cases_fingerprint(source, source.eval_ids("val"), folder=config.data.cache)
-        )
+        notes = list(notes)
+        optimizers = build.build_optimizers(config, method, notes)
         with Counter("decoding images") as progress:
-            streams = call_on_main_first(
+            streams = on_main_first(
                 lambda: build.build_streams(
                     config, source, rank=rank.rank, world_size=rank.world_size, progress=progress
                 )
             )
-        if rank.rank == 0 and resume is None:
-            run.best.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
-            for stale in run.snapshots.glob("step_*.pt"):
-                stale.unlink()
-            _describe(run, config, overrides, rank, source)
-            if config.uses_sam:
-                write_text(run.sam_weights, f"{sam_weights_line(config, built.load_report)}\n")
-        _introduce(run, config, rank, streams, method, built.load_report, resume)
-        if rank.rank == 0:
-            _warn_of_classes_never_seen(streams.labelled.masks, config)
-
-        from knowsam.engine.evaluate import validate
-
-        deployed_only = config.train.validate_outputs == "deployed"
-        state = train(
-            method,
-            streams,
-            augmenter,
-            optimizers,
-            lambda: validate(
-                method.predict_deployed if deployed_only else method.predict,
-                source,
-                outputs=method.outputs()[:1] if deployed_only else method.outputs(),
-                image_size=config.data.image_size,
-                batch_size=config.evaluate.batch_size,
-                device=rank.device,
-                class_names=config.data.classes[1:],
-                autocast=autocast_dtype(config.train.precision),
-            ),
-            run=run,
-            rank=rank,
-            config_yaml=to_yaml(config),
-            data={**streams.fingerprint(), "validation": validation},
-            max_steps=config.train.max_steps,
-            seed=config.train.seed,
-            precision=config.train.precision,
-            accumulate=config.train.accumulate,
-            clip_norm=config.train.clip_norm,
-            gradient_exchange=config.train.gradient_exchange,
-            validate_every=config.train.validate_every,
-            checkpoint_every=config.train.checkpoint_every,
-            log_every=config.train.log_every,
-            snapshot_every=config.train.snapshot_every,
-            workers=config.data.workers,
-            tensorboard=config.train.tensorboard,
-            pictures_every=_pictures_every(config),
-            class_names=config.data.classes,
-            title=f"{config.name}, {_method_name(config)}",
-            resume=resume,
-            stop_at=stop_at,
+        lineage = [ancestor.record() for ancestor in built.lineage] or (resume or {}).get("lineage", [])
+        record = RunRecord(
+            to_yaml(config), _fingerprints(config, source, streams, lineage), lineage, code, args.accept_code
         )
-    complete = state.step == config.train.max_steps
-    if complete:
-        next_step = "" if scores_follow else f"\nnext: knowsam evaluate {run}"
-        best = f"best validation Dice {100 * state.best['dice']:.2f} % at step {state.best['step']}"
-        say(f"finished {run} at step {state.step}: {best}{next_step}")
-    return complete
+        if resume is None:
+            if rank.rank == 0:
+                _begin(run, config, args.overrides, rank, source, built)
+            for note in notes:
+                say(f"note: {note}")
+            _introduce(run, config, rank, streams, built)
+            if rank.rank == 0 and (never := _classes_never_seen(streams, config)):
+                warn(
+                    f"no labelled image shows {', '.join(never)} ({config.data.labelled}, {config.data.image_size} "
+                    "px): no network can learn that; choose a longer label list"
+                )
+        yield Job(
+            run,
+            built,
+            streams,
+            build.build_augmenter(config),
+            optimizers,
+            _validation(config, built, source, rank),
+            replace(build.train_options(config), stop_at=args.stop_at),
+            record,
+            resume,
+        )
 
 
-def call_on_main_first(function) -> Any:
+def on_main_first(function: Callable[[], T]) -> T:
     """Rank 0 first (it may build the cache), then the others, each with its own result.
 
     A KnowsamError of rank 0 is raised on every rank, so that nobody waits for it in a collective.
     """
     from knowsam.engine import distributed
 
-    result: list[Any] = []
+    result: list[T] = []
     distributed.call_on_main(lambda: result.append(function()))
     return result[0] if distributed.is_main() else function()
 
 
-def _prepare(run: "RunFolder", config: Config, rank: "Rank") -> dict[str, Any] | None:
+def _resume(run: "RunFolder", config: Config, rank: "Rank") -> dict[str, Any] | None:
     """The checkpoint to go on from, or None; refuses a folder that holds a different experiment."""
     from knowsam.engine.checkpoint import environment_changes, environment_fingerprint, load_checkpoint
     from knowsam.engine.distributed import broadcast_object
@@ -266,9 +305,59 @@ def _end_without_last(run: "RunFolder") -> dict[str, Any] | None:
     return {"step": int(status["step"]), "config": load_checkpoint(run.best)["config"]}
 
 
-def _describe(run: "RunFolder", config: Config, overrides: list[str], rank: "Rank", source: Any) -> None:
-    from knowsam.engine.checkpoint import environment_fingerprint
+def _fingerprints(
+    config: Config, source: "Source", streams: "TwoStreams", lineage: "Sequence[Mapping[str, Any]]"
+) -> dict[str, str]:
+    """Of everything that decides about the weights; a run is only resumed with the same."""
+    from knowsam.data.cache import cases_fingerprint
 
+    validation = on_main_first(lambda: cases_fingerprint(source, source.eval_ids("val"), folder=config.data.cache))
+    # A checkpoint that the run began from may be gone since; what it was stands in the run's own.
+    began_from = {f"init {ancestor['part']}": str(ancestor["sha256"]) for ancestor in lineage}
+    return {**streams.fingerprint(), "validation": validation, **began_from, **init_digests(config)}
+
+
+def _validation(
+    config: Config, built: "BuiltMethod", source: "Source", rank: "Rank"
+) -> "Callable[[], Mapping[str, float]]":
+    from knowsam.engine.evaluate import validate
+    from knowsam.engine.precision import autocast_dtype
+
+    method = built.method
+    deployed_only = config.train.validate_outputs == "deployed"
+
+    def dice() -> dict[str, float]:
+        evaluation = validate(
+            method.predict_deployed if deployed_only else method.predict,
+            source,
+            outputs=method.outputs()[:1] if deployed_only else method.outputs(),
+            image_size=config.data.image_size,
+            batch_size=config.evaluate.batch_size,
+            device=rank.device,
+            class_names=config.data.classes[1:],
+            autocast=autocast_dtype(config.train.precision),
+        )
+        return {output: evaluation.dice(output) for output in evaluation.outputs}
+
+    return dice
+
+
+def _begin(
+    run: "RunFolder",
+    config: Config,
+    overrides: "Sequence[str]",
+    rank: "Rank",
+    source: "Source",
+    built: "BuiltMethod",
+) -> None:
+    """Write down what the run is, and take away what a run left that ended before its first checkpoint."""
+    from knowsam.cli.trial import sam_weights_line
+    from knowsam.engine.checkpoint import environment_fingerprint
+    from knowsam.files import write_text
+
+    run.best.unlink(missing_ok=True)
+    for stale in run.snapshots.glob("step_*.pt"):
+        stale.unlink()
     splits = {
         "labelled": source.labelled_ids(),
         "train": source.train_ids(),
@@ -276,51 +365,52 @@ def _describe(run: "RunFolder", config: Config, overrides: list[str], rank: "Ran
         "source": repr(source),
         "sha256": dict(getattr(getattr(source, "splits", None), "sha256", {})),
     }
-    run.describe(to_yaml(config), overrides, environment_fingerprint(rank.device), splits, _own_code(config))
+    run.describe(to_yaml(config), overrides, environment_fingerprint(rank.device), splits)
+    if built.lineage:
+        run.write_json(run.path / "lineage.json", {"from": [ancestor.record() for ancestor in built.lineage]})
+    if config.uses_sam:
+        write_text(run.sam_weights, f"{sam_weights_line(config, built)}\n")
 
 
-def _own_code(config: Config) -> dict[str, str]:
-    """Source text by module of the components that are not knowsam's: git may know nothing of them."""
-    from knowsam.components import source_file
-
-    names = [str(value) for key, value in flat_config(config).items() if key.endswith(".name")]
-    modules = {name.partition(":")[0] for name in names if ":" in name and not name.startswith("knowsam.")}
-    return {module: source_file(module).read_text(encoding="utf-8", errors="replace") for module in sorted(modules)}
-
-
-def _warn_of_classes_never_seen(masks: Any, config: Config) -> None:
+def _classes_never_seen(streams: "TwoStreams", config: Config) -> list[str]:
+    """Names of the classes that no labelled image shows."""
     import numpy as np
 
-    from knowsam.engine.log import warn
-
+    masks = streams.labelled.masks
+    assert masks is not None, "labelled cases are cached with their masks"
     seen = np.zeros(256, dtype=bool)
     for mask in masks:
         seen |= np.bincount(mask.ravel(), minlength=256) > 0
         if seen[: config.num_classes].all():
-            return
-    never = [name for name, there in zip(config.data.classes, seen[: config.num_classes], strict=True) if not there]
-    if never:
-        warn(
-            f"no labelled image shows {', '.join(never)} ({config.data.labelled}, {config.data.image_size} px): "
-            "no network can learn that; choose a longer label list"
-        )
+            return []
+    return [name for name, there in zip(config.data.classes, seen[: config.num_classes], strict=True) if not there]
 
 
-def _introduce(run, config: Config, rank: "Rank", streams, method, load_report, resume) -> None:
+def _introduce(run: "RunFolder", config: Config, rank: "Rank", streams: "TwoStreams", built: "BuiltMethod") -> None:
     """Say in a few lines what is about to happen, SAM's weights above all."""
+    from knowsam.build import method_name
     from knowsam.cli.trial import sam_weights_line
     from knowsam.engine.log import say
 
-    if resume is not None:
-        return
     unlabelled = len(streams.unlabelled.ids) if streams.unlabelled is not None else 0
     say(
-        f"{_method_name(config)} on {config.name}: "
+        f"{method_name(config)} on {config.name}: "
         f"{len(streams.labelled.ids)} labelled and {unlabelled} unlabelled images, K = {config.num_classes}, "
         f"{config.data.image_size} px, {config.train.max_steps} steps on {rank.world_size} x {rank.device} "
         f"({config.train.precision})"
     )
-    groups = {name: sum(p.numel() for p in parameters) for name, parameters in method.trainable_groups().items()}
-    say("trains " + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in groups.items()) + f"; run folder {run}")
+    groups = built.method.trainable_groups()
+    counts = {name: sum(p.numel() for p in parameters) for name, parameters in groups.items()}
+    say("trains " + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()) + f"; run folder {run}")
+    for ancestor in built.lineage:
+        say(f"{ancestor.part} begins from {ancestor.run}, {ancestor.file} of step {ancestor.step}")
     if config.uses_sam:
-        say(sam_weights_line(config, load_report))
+        say(sam_weights_line(config, built))
+
+
+def _say_finished(run: "RunFolder", step: int, best: "Mapping[str, float]", *, scores_follow: bool) -> None:
+    from knowsam.engine.log import say
+
+    next_step = "" if scores_follow else f"\nnext: knowsam evaluate {run}"
+    shown = f"best validation Dice {100 * best['dice']:.2f} % at step {best['step']}"
+    say(f"finished {run} at step {step}: {shown}{next_step}")

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from knowsam import components
 from knowsam.compat.keys import GUIDE, GUIDE_RULES, STUDENT_RULES, STUDENTS, Translation, translate
 from knowsam.compat.rows import ROWS
 from knowsam.data.batch import Batch
 from knowsam.errors import CheckpointError, ConfigError
-from knowsam.methods.base import SSLMethod, StepOutput
-from knowsam.methods.supervised import output_names, student_networks
-from knowsam.models.sam.variants import VARIANTS
+from knowsam.methods.base import StepOutput, StudentMethod
+from knowsam.models.sam.encoder import SamImageEncoder
 from knowsam.models.sam.weights import read_state_dict
-from knowsam.models.students import DeployedStudents, Students
+from knowsam.needs import Needs
 
 IMAGE_SIZE = 256
 """The only side, in pixels, that the published code works with."""
@@ -29,16 +29,14 @@ STUDENTS_FILE, SAM_FILE = "SGDL_best_model.pth", "sam_best_model.pth"
 STUDENTS_MARK, SAM_MARK = "UNet.out_conv.weight", "super_prompt.box_decoder.0.ffn.3.weight"
 
 
-class ConvertedStudents(SSLMethod):
+class ConvertedStudents(StudentMethod):
     """Students and fusion head of a converted checkpoint without SAM: evaluated, used, exported, not trained.
 
     Args:
         students: with a fusion head.
     """
 
-    def __init__(self, students: Students):
-        super().__init__()
-        self.students = students
+    needs = Needs(students=2, fusion=True)
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Raises ConfigError: nothing tells how these weights should be trained further."""
@@ -53,22 +51,6 @@ class ConvertedStudents(SSLMethod):
             "this run was converted from a published checkpoint, to be evaluated and used; it cannot be trained",
             hint="Train an experiment with method.name=knowsam and published_code=true instead.",
         )
-
-    def outputs(self) -> tuple[str, ...]:
-        """Names of what can be evaluated, the deployed one first."""
-        return output_names(self.students)
-
-    def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, S, S) in 0..1 -> logits (B, K, S, S) by output name."""
-        return self.students(images)
-
-    def inference_model(self) -> nn.Module:
-        """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S), as deployed."""
-        return DeployedStudents(self.students)
-
-    def deployable(self) -> dict[str, nn.Module]:
-        """Networks that work without SAM, by output name, the deployed one first."""
-        return student_networks(self.students)
 
 
 @dataclass
@@ -114,31 +96,43 @@ def read_sam(path: str | Path) -> PublishedFile:
 
     Raises:
         NotFoundError: no such file.
-        CheckpointError: not such a file, or a SAM of another size than any variant of ours.
+        CheckpointError: not such a file, or a SAM of another size than any encoder of ours.
     """
     path, state = _read(path, SAM_FILE, SAM_MARK)
     heads = {key.split(".")[2] for key in state if key.startswith("super_prompt.box_decoder.")}
     depth = len({key.split(".")[2] for key in state if key.startswith("image_encoder.blocks.")})
     width = _length(path, state, "image_encoder.patch_embed.proj.bias")
     hidden = _length(path, state, "image_encoder.blocks.0.MLP_Adapter.D_fc1.bias")
-    tokens = _length(path, state, "super_prompt.box_decoder.0.ffn.3.bias") // 256
-    sizes = {(entry["width"], entry["depth"]): name for name, entry in VARIANTS.items()}
+    channels = _length(path, state, "image_encoder.neck.0.weight")
+    tokens = _length(path, state, "super_prompt.box_decoder.0.ffn.3.bias") // channels
+    sizes = _encoder_sizes()
     if (width, depth) not in sizes:
         known = ", ".join(f"{name} ({w} wide, {d} deep)" for (w, d), name in sizes.items())
         raise CheckpointError(
-            f"{path} holds a SAM encoder {width} wide and {depth} blocks deep, of no variant that is known: {known}"
+            f"{path} holds a SAM encoder {width} wide and {depth} blocks deep, none that is known: {known}"
         )
     return PublishedFile(
         path,
         state,
         len(heads),
         {
-            "variant": sizes[width, depth],
-            "tuning": {"name": "adapter", "ratio": hidden / width},
-            "prompt": {"tokens": tokens},
-            "train": "tuned",
+            "encoder": {"name": sizes[width, depth], "out_channels": channels},
+            "tuning": [{"name": "adapter", "ratio": hidden / width}],
+            "prompt": {"name": "learned", "tokens": tokens},
+            "train": ["tuning", "prompt"],
         },
     )
+
+
+def _encoder_sizes() -> dict[tuple[int, int], str]:
+    """Width and depth -> name of every encoder of ours that is a ViT of one size."""
+    found = {}
+    with torch.device("meta"):
+        for name, target in components.SAM_ENCODERS.items():
+            encoder = components.load(target)()
+            if name != "sam_vit" and isinstance(encoder, SamImageEncoder):
+                found[encoder.width, len(encoder.blocks)] = name
+    return found
 
 
 def load_published(method: nn.Module, file: PublishedFile) -> Translation:
@@ -151,7 +145,7 @@ def load_published(method: nn.Module, file: PublishedFile) -> Translation:
         CheckpointError: keys or shapes that do not fit, or numbers that are not finite; nothing was loaded.
     """
     part, rules = (GUIDE, GUIDE_RULES) if file.sam else (STUDENTS, STUDENT_RULES)
-    own = {key: tensor for key, tensor in method.state_dict().items() if key.split(".")[0] == part}
+    own = {key: tensor for key, tensor in method.state_dict().items() if key.startswith(f"{part}.")}
     translation = translate(file.state, own, rules)
     if not translation.complete:
         expected = SAM_FILE if file.sam else STUDENTS_FILE

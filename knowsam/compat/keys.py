@@ -5,7 +5,7 @@ prompt generator.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -13,10 +13,15 @@ from torch import Tensor
 from knowsam.models.sam.weights import resize_positions
 
 LEVELS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-STUDENTS, GUIDE = "students", "sam_guide"
+STUDENTS, GUIDE = "students", "sam_teacher.guide"
+_UNET, _VNET = (f"{STUDENTS}.subnets.{name}.network" for name in ("unet", "vnet"))
+SAM = f"{GUIDE}.sam"
+
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str] | None]]
+"""Pattern of a whole published key -> template or function; None for what no forward of the published code reaches."""
 
 
-def _vnet(match: re.Match) -> str:
+def _vnet(match: re.Match[str]) -> str:
     """V-Net's blocks are numbered through; a unit is (convolution, ReLU) there and (convolution, norm, ReLU) here."""
     level, kind, unit, tail = LEVELS.index(match[1]), match[2] or "", int(match[3]) // 2 * 3, match[4]
     if kind == "_dw":
@@ -27,27 +32,25 @@ def _vnet(match: re.Match) -> str:
         place = "stem"
     else:
         place = f"encoder.{level - 1}" if level < 5 else f"decoder.{level - 5}"
-    return f"{STUDENTS}.subnets.vnet.{place}.{unit}.{tail}"
+    return f"{_VNET}.{place}.{unit}.{tail}"
 
 
-def _prompt_conv(match: re.Match) -> str:
+def _prompt_conv(match: re.Match[str]) -> str:
     """The prompt generator's double convolutions have a dropout between their halves there, and none here."""
     block = {"conv_1": 0, "down_1": 1, "conv_2": 2, "down_2": 3}[match[2]]
     layer = int(match[3])
     return f"{GUIDE}.prompt_generator.sparse_heads.{match[1]}.convs.{block}.{layer - (layer > 3)}.{match[4]}"
 
 
-_UNET = f"{STUDENTS}.subnets.unet"
 _HEAD = f"{STUDENTS}.fusion_head"
-# Pattern of a whole published key -> template or function; None for what no forward of the published code reaches.
-STUDENT_RULES = (
+STUDENT_RULES: Rules = (
     (r"UNet\.in_conv\.conv_conv\.(.+)", rf"{_UNET}.encoder.0.\1"),
     (r"UNet\.down(\d)\.maxpool_conv\.1\.conv_conv\.(.+)", rf"{_UNET}.encoder.\1.\2"),
     (r"UNet\.up(\d)\.up\.(.+)", lambda m: f"{_UNET}.up.{int(m[1]) - 1}.{m[2]}"),
     (r"UNet\.up(\d)\.conv\.conv_conv\.(.+)", lambda m: f"{_UNET}.decoder.{int(m[1]) - 1}.{m[2]}"),
     (r"UNet\.out_conv\.(.+)", rf"{_UNET}.head.\1"),
     (rf"VNet\.block_({'|'.join(LEVELS)})(_dw|_up)?\.conv\.(\d+)\.(.+)", _vnet),
-    (r"VNet\.out_conv\.(.+)", rf"{STUDENTS}.subnets.vnet.head.\1"),
+    (r"VNet\.out_conv\.(.+)", rf"{_VNET}.head.\1"),
     (r"Discriminator\.ambiguous_conv\.(.+)", rf"{_HEAD}.agreement.\1"),
     (r"Discriminator\.entmap_conv\.(.+)", rf"{_HEAD}.certainty.\1"),
     (r"Discriminator\.logits_conv\.(.+)", rf"{_HEAD}.logits.\1"),
@@ -55,26 +58,26 @@ STUDENT_RULES = (
     (r"Discriminator\.final_conv\.([34])\.(.+)", lambda m: f"{_HEAD}.head.{int(m[1]) - 3}.{m[2]}"),
 )
 _BLOCK = r"(image_encoder\.blocks\.\d+|mask_decoder\.transformer\.layers\.\d+)"
-GUIDE_RULES = (
+GUIDE_RULES: Rules = (
     (r"image_encoder\.blocks\.\d+\.Depth_Adapter\..+", None),
     (r"mask_decoder\.transformer\.MLP_Adapter\..+", None),
-    (rf"{_BLOCK}\.MLP_Adapter\.D_(fc[12]\..+)", rf"{GUIDE}.\1.adapters.parallel_mlp.\2"),
-    (rf"{_BLOCK}\.Space_Adapter\.D_(fc[12]\..+)", rf"{GUIDE}.\1.adapters.post_attention.\2"),
+    (rf"{_BLOCK}\.MLP_Adapter\.D_(fc[12]\..+)", rf"{SAM}.\1.adapters.parallel_mlp.0.\2"),
+    (rf"{_BLOCK}\.Space_Adapter\.D_(fc[12]\..+)", rf"{SAM}.\1.adapters.post_attention.0.\2"),
     (
         r"mask_decoder\.transformer\.Space_Adapter\.D_(fc[12]\..+)",
-        rf"{GUIDE}.mask_decoder.transformer.adapters.post_attention.\1",
+        rf"{SAM}.mask_decoder.transformer.adapters.post_attention.0.\1",
     ),
-    (r"(mask_decoder\.transformer\.layers\.\d+\.mlp)\.layers\.0\.0\.(.+)", rf"{GUIDE}.\1.lin1.\2"),
-    (r"(mask_decoder\.transformer\.layers\.\d+\.mlp)\.fc\.(.+)", rf"{GUIDE}.\1.lin2.\2"),
+    (r"(mask_decoder\.transformer\.layers\.\d+\.mlp)\.layers\.0\.0\.(.+)", rf"{SAM}.\1.lin1.\2"),
+    (r"(mask_decoder\.transformer\.layers\.\d+\.mlp)\.fc\.(.+)", rf"{SAM}.\1.lin2.\2"),
     (
         r"super_prompt\.box_decoder\.(\d+)\.(conv_[12]|down_[12])\.(?:maxpool_conv\.1\.)?conv_conv\.(\d+)\.(.+)",
         _prompt_conv,
     ),
     (r"super_prompt\.box_decoder\.(\d+)\.conv_3\.(.+)", rf"{GUIDE}.prompt_generator.sparse_heads.\1.project.\2"),
     (r"super_prompt\.box_decoder\.(\d+)\.ffn\.(.+)", rf"{GUIDE}.prompt_generator.sparse_heads.\1.ffn.\2"),
-    (r"((?:image_encoder|prompt_encoder|mask_decoder)\..+)", rf"{GUIDE}.\1"),
+    (r"((?:image_encoder|prompt_encoder|mask_decoder)\..+)", rf"{SAM}.\1"),
 )
-POSITIONS = f"{GUIDE}.image_encoder.pos_embed"
+POSITIONS = f"{SAM}.image_encoder.pos_embed"
 
 
 @dataclass
@@ -105,7 +108,7 @@ class Translation:
         return not (self.unknown or self.missing or self.mismatched)
 
 
-def our_name(key: str, rules=STUDENT_RULES + GUIDE_RULES) -> str | None:
+def our_name(key: str, rules: Rules = (*STUDENT_RULES, *GUIDE_RULES)) -> str | None:
     """What a published key is called here; None if the published code never uses it.
 
     Raises:
@@ -119,7 +122,7 @@ def our_name(key: str, rules=STUDENT_RULES + GUIDE_RULES) -> str | None:
     raise KeyError(key)
 
 
-def translate(published: Mapping[str, Tensor], own: Mapping[str, Tensor], rules) -> Translation:
+def translate(published: Mapping[str, Tensor], own: Mapping[str, Tensor], rules: Rules) -> Translation:
     """Rename a published state dict to our keys; absolute positions are resized once, bicubic, as the code does always.
 
     Args:

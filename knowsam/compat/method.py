@@ -31,6 +31,7 @@ def formulas(rows: Container[str]) -> Formulas:
     if "consistency_last_class" in rows or "consistency_swapped" in rows:
         loss = last_class_consistency_loss if "consistency_last_class" in rows else consistency_loss
         exchanged["consistency"] = (loss, swapped(loss) if "consistency_swapped" in rows else loss)
+        exchanged["second_is_constant"] = "consistency_swapped" in rows
     for row, name, formula in (
         ("distillation_width_two", "distillation", width_two_distillation_loss),
         ("entropy_log_two", "entropy", log_two_entropy_loss),

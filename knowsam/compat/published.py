@@ -8,15 +8,20 @@ from typing import Any
 
 import torch
 
+from knowsam.compat import rows as table
 from knowsam.compat.method import formulas
-from knowsam.compat.rows import settings
-from knowsam.compat.sam import guide_arguments
+from knowsam.compat.sam import sam_blocks
 from knowsam.compat.schedules import one_step_late
 from knowsam.engine.optim import ScheduledOptimizer
 
-__all__ = ["formulas", "fusion_head", "guide_arguments", "optimizers", "settings", "students_arguments"]
+__all__ = ["formulas", "fusion_head", "optimizers", "sam_blocks", "settings", "students_arguments"]
 
 FUSION_HEAD = "knowsam.compat.fusion:PublishedFusionHead"
+
+
+def settings(rows: tuple[str, ...]) -> dict[str, Any]:
+    """Options that the chosen rows set outside the ``sam`` block, by dotted key; those inside: :func:`sam_blocks`."""
+    return {key: value for key, value in table.settings(rows).items() if not key.startswith("sam.")}
 
 
 def students_arguments(rows: Container[str]) -> dict[str, Any]:

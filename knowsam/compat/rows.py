@@ -34,27 +34,27 @@ ROWS: dict[str, Row] = {
     "distillation_width_two": Row(
         "method",
         "distillation over rows of width 2, whatever the number of classes",
-        {"method.skd_confidence_threshold": 0.0},  # such rows are no pixels that could be left out
+        {"method.skd.confidence_threshold": 0.0},  # such rows are no pixels that could be left out
     ),
     "entropy_log_two": Row("method", "entropy loss -p log(p + 1e-6), divided by log 2 whatever the number of classes"),
     "ramp_in_stairs": Row("method", "the consistency ramp climbs in 200 stairs of int(max_steps / 200) steps"),
     "mix_least_uncertain": Row(
-        "method", "mixing takes the least uncertain cells", {"method.mix_pick": "least_uncertain"}
+        "method", "mixing takes the least uncertain cells", {"method.mix.pick": "least_uncertain"}
     ),
     "teacher_train_mode": Row(
-        "method", "SAM teaches in train mode, by the very logits that it learns", {"method.sam_teacher_mode": "train"}
+        "method", "SAM teaches in train mode, by the very logits that it learns", {"method.skd.teacher_mode": "train"}
     ),
     "teacher_full_weight": Row(
         "method",
         "SAM's distillation and pseudo-labels count in full, for every pixel, from their first step",
         {
-            "method.skd_rampup": 0.0,
-            "method.skd_confidence_threshold": 0.0,
-            "method.mix_rampup": 0.0,
-            "method.mix_confidence_threshold": 0.0,
+            "method.skd.rampup": 0.0,
+            "method.skd.confidence_threshold": 0.0,
+            "method.mix.rampup": 0.0,
+            "method.mix.confidence_threshold": 0.0,
         },
     ),
-    "sam_strong_view": Row("method", "SAM sees the students' strong views", {"method.sam_view": "strong"}),
+    "sam_strong_view": Row("method", "SAM sees the students' strong views", {"method.skd.view": "strong"}),
     "students_unnormalised": Row("students", "students see images in 0..1 as they are"),
     "fusion_rectified": Row("fusion", "the fused logits pass batch norm and LeakyReLU"),
     "fusion_xor": Row("fusion", "disagreement is the XOR of the class probabilities cut at 0.5"),

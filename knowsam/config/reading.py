@@ -71,7 +71,7 @@ def parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _parse_once(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     # Kept, because a sweep reads the same experiment for each of its trials.
     try:
-        values = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if text.strip() else {}
+        values: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if text.strip() else {}
         lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader))) if values else {}
     except UNREADABLE as error:
         raise ConfigError(
@@ -98,12 +98,12 @@ def parse_overrides(words: list[str], errors: list[str]) -> list[tuple[str, Any]
             errors.append(f"command line: {word!r} is not of the form key.path=value")
             continue
         try:
-            value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]
+            read: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)
         except UNREADABLE as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             errors.append(f"command line: the value of {key!r} can't be read: {reason}")
             continue
-        pairs.append((key, value))
+        pairs.append((key, read["value"]))
     # A changed `name` replaces its block, so it goes before the settings of the new block, wherever it was written.
     return sorted(pairs, key=lambda pair: not (pair[0].endswith(".name") or has_name(pair[1])))
 
@@ -131,15 +131,42 @@ def merge(parent: Any, child: Any, *, whole: bool = True) -> Any:
     Such a table (``data.labels``: what each class is written as) means something only as a whole: with one class fewer,
     what the parent said of the last one would stay.
 
-    ``whole``: these are experiments, not blocks of one; an experiment has a name too, and is no component.
+    ``whole``: these are experiments, not blocks of one; an experiment has a name too, and is no component. Its students
+    are replaced whole by a child that names some, so that one, two unlike ones or three are equally easy to have.
+
+    Options over a list of blocks (``sam.tuning``) go to the only one there is, or to those that they number.
     """
+    if isinstance(parent, list) and isinstance(child, Mapping) and child and "name" not in child:
+        return _into_list(parent, child)
     if not (isinstance(parent, Mapping) and isinstance(child, Mapping)):
         return child
     if child and not any(isinstance(key, str) for key in child):
         return dict(child)
     if not whole and "name" in child and parent.get("name", child["name"]) != child["name"]:
         return dict(child)
-    return {**parent, **{key: merge(parent.get(key), value, whole=False) for key, value in child.items()}}
+    return {
+        **parent,
+        **{
+            key: value
+            if whole and key == "students" and names_students(value)
+            else merge(parent.get(key), value, whole=False)
+            for key, value in child.items()
+        },
+    }
+
+
+def _into_list(blocks: list[Any], child: Mapping[Any, Any]) -> Any:
+    numbered = {int(key): value for key, value in child.items() if str(key).isdecimal()}
+    if len(numbered) < len(child):
+        return [merge(blocks[0], child, whole=False)] if len(blocks) == 1 else child
+    if max(numbered) >= len(blocks):
+        return child
+    return [merge(block, numbered[i], whole=False) if i in numbered else block for i, block in enumerate(blocks)]
+
+
+def names_students(block: Any) -> bool:
+    """Whether a ``students`` block names networks, and so replaces another one whole, or sets options of some."""
+    return isinstance(block, Mapping) and (not block or any(has_name(entry) for entry in block.values()))
 
 
 def _nearest_file(path: Path) -> str:

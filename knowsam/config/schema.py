@@ -3,15 +3,26 @@
 A block that names a component takes the arguments of that component's constructor: its signature is the schema.
 """
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from knowsam import components
 from knowsam.compat.rows import select
+from knowsam.needs import Needs
+
+METHOD = "knowsam"
+"""The method of an experiment that names none."""
 
 
 def _block(**values: Any) -> Any:
     return field(default_factory=lambda: dict(values))
+
+
+def _declared(name: str) -> Any:
+    """What the method of an experiment that names none declares."""
+    return copy.deepcopy(components.literal(components.METHODS[METHOD], name))
 
 
 @dataclass
@@ -73,12 +84,15 @@ class Config:
     run: str | None = None  # run folder; runs/<name>/<method>_<labelled>_seed<seed> if null
     published_code: Any = False  # behave as the published code: true, or a list of rows of docs/fidelity.md
     data: DataConfig = field(default_factory=DataConfig)
+    init: Any = None  # start from parts of other runs: {from: RUN, part: students} or a list of such
     augment: dict[str, Any] = _block()  # knowsam.data.augment:Augmenter
-    students: dict[str, Any] = field(default_factory=lambda: {"unet": {"name": "unet"}, "vnet": {"name": "vnet"}})
-    fusion: dict[str, Any] | None = _block(name="ham")
-    sam: dict[str, Any] = _block(variant="vit_b")  # knowsam.models.sam.variants:build_sam_guide
-    method: dict[str, Any] = _block(name="knowsam")
-    skd: dict[str, Any] | None = None  # wrap the method in WithSKD: {weight: 1.0, temperature: 10.0}
+    # Networks by output name; the method's own where none is named.
+    students: dict[str, Any] = field(default_factory=lambda: dict(_declared("default_students")))
+    # Head over two students; the method's own if not given, null for none.
+    fusion: dict[str, Any] | None = field(default_factory=lambda: _declared("default_fusion"))
+    sam: dict[str, Any] = _block()  # knowsam.models.sam.build:build_sam_guide
+    method: dict[str, Any] = _block(name=METHOD)
+    skd: dict[str, Any] | None = None  # SAM teaches the method's students, too: {weight: 1.0, temperature: 10.0}
     optim: dict[str, Any] = field(
         default_factory=lambda: {
             "subnets": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4},
@@ -94,26 +108,33 @@ class Config:
         return len(self.data.classes)
 
     @property
+    def spatial_dims(self) -> int:
+        """2 for images, 3 for volumes."""
+        return 2
+
+    @property
+    def in_channels(self) -> int:
+        """C, channels of an image."""
+        return 3
+
+    @property
+    def needs(self) -> Needs:
+        """What the method, with SAM as its teacher if ``skd`` says so, wants of the experiment."""
+        own = components.needs(component(components.METHODS, self.method))
+        return own if self.skd is None else own.taught(self.skd.get("view", "weak"))
+
+    @property
     def uses_sam(self) -> bool:
         """Whether this experiment builds SAM at all."""
-        return self.skd is not None or "sam_guide" in method_arguments(self)
+        return self.skd is not None or self.needs.sam is not None
 
     @property
     def published_rows(self) -> tuple[str, ...]:
         """Rows of docs/fidelity.md that behave as the published code."""
         return select(self.published_code)
 
-    @property
-    def uses_unlabelled(self) -> bool:
-        """Whether unlabelled images are shown at all: not to a method that only forwards them for a wrapper's sake."""
-        return self.skd is not None or "forward_unlabelled" not in method_arguments(self)
 
-
-def method_arguments(config: Config) -> set[str]:
-    """Arguments of the method's constructor; empty when there is no such method, which is reported elsewhere."""
-    name = str(config.method.get("name"))
-    target = components.METHODS.get(name, name)
-    try:
-        return set(components.signature(target)) if ":" in target else set()
-    except (LookupError, OSError, SyntaxError, ValueError):
-        return set()
+def component(table: Mapping[str, str], block: Mapping[str, Any]) -> str:
+    """``module:name`` of the component that a block names."""
+    name = str(block.get("name"))
+    return table.get(name, name)

@@ -1,14 +1,15 @@
 """Weak and strong views of a batch, on the device the batch lies on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from knowsam.data.batch import Batch
+from knowsam.data.batch import Batch, Labelled
+from knowsam.data.streams import RawBatch
 from knowsam.errors import ConfigError
 
 
@@ -55,6 +56,8 @@ class Augmenter:
         blur_sigma: its standard deviation, pair of fractions of S, > 0.
         noise: probability of Gaussian noise in a strong view.
         noise_std: its standard deviation, on the image's 0..1 scale.
+        strong_views: how many strong views of every unlabelled image, drawn apart; what the method needs.
+        plain_labelled: also give the labelled images without holes and without a change of light.
     Raises:
         ConfigError: a value outside the range stated above.
     Source:
@@ -94,6 +97,8 @@ class Augmenter:
         blur_sigma: tuple[float, float] = (0.002, 0.008),
         noise: float = 0.0,
         noise_std: float = 0.05,
+        strong_views: int = 1,
+        plain_labelled: bool = False,
     ):
         self.horizontal_flip = _number("horizontal_flip", horizontal_flip, 0, 1)
         self.vertical_flip = _number("vertical_flip", vertical_flip, 0, 1)
@@ -117,7 +122,7 @@ class Augmenter:
             _number("weak_gamma", weak_gamma, 0, 0.99),
         )
         self.labelled_holes = _number("labelled_holes", labelled_holes, 0, 1)
-        self.labelled_hole_count = _pair("labelled_hole_count", labelled_hole_count, 1, 1000)
+        self.labelled_hole_count = _counts("labelled_hole_count", labelled_hole_count)
         self.strong_light = _number("strong_light", strong_light, 0, 1)
         self.strong_amounts = (
             _number("strong_brightness", strong_brightness, 0, 1),
@@ -125,13 +130,15 @@ class Augmenter:
             _number("strong_gamma", strong_gamma, 0, 0.99),
         )
         self.strong_holes = _number("strong_holes", strong_holes, 0, 1)
-        self.strong_hole_count = _pair("strong_hole_count", strong_hole_count, 1, 1000)
+        self.strong_hole_count = _counts("strong_hole_count", strong_hole_count)
         self.hole_size = _pair("hole_size", hole_size, 1e-6, 1)
         self.hole_value = _number("hole_value", hole_value, 0, 1)
         self.blur = _number("blur", blur, 0, 1)
         self.blur_sigma = _pair("blur_sigma", blur_sigma, 1e-6, 0.25)
         self.noise = _number("noise", noise, 0, 1)
         self.noise_std = _number("noise_std", noise_std, 0, 1)
+        self.strong_views = strong_views
+        self.plain_labelled = plain_labelled
         # Half a second to import; paid here rather than in the first step.
         import kornia.enhance
         import kornia.filters
@@ -139,7 +146,7 @@ class Augmenter:
         self._enhance, self._gaussian_blur = kornia.enhance, kornia.filters.gaussian_blur2d
 
     @classmethod
-    def off(cls) -> "Augmenter":
+    def off(cls, *, strong_views: int = 1, plain_labelled: bool = False) -> "Augmenter":
         """An augmenter that changes nothing: images divided by 255, strong equal to weak."""
         return cls(
             horizontal_flip=0.0,
@@ -150,53 +157,90 @@ class Augmenter:
             labelled_holes=0.0,
             strong_light=0.0,
             strong_holes=0.0,
+            strong_views=strong_views,
+            plain_labelled=plain_labelled,
         )
 
     @torch.no_grad()
-    def __call__(self, labelled: Tensor, mask: Tensor, unlabelled: Tensor, *, seed: int) -> Batch:
+    def __call__(self, raw: RawBatch, *, seed: int) -> Batch:
         """Draw the views of one step.
 
         Every draw is a function of ``seed`` and the settings alone. No global random state, of the CPU or of a GPU, is
-        read or moved, and the draws are made on the CPU, so they are the same on every device.
+        read or moved, and the draws are made on the CPU, so they are the same on every device. More strong views leave
+        the first one as it is, and a second labelled batch all others.
 
         Args:
-            labelled: (L, 3, S, S) uint8, L >= 1.
-            mask: (L, S, S) uint8 class ids.
-            unlabelled: (U, 3, S, S) uint8, U >= 0.
+            raw: uint8 images of one side S, L >= 1, U >= 0.
             seed: >= 0, of any size; what the caller made of (seed, rank, step).
         Returns:
-            Batch on the inputs' device: images float32 in 0..1, mask int64 holding no id that the input lacks.
+            Batch on the inputs' device: images float32 in 0..1, masks int64 holding no id that the input lacks.
         """
-        num_labelled, num_unlabelled, side = len(labelled), len(unlabelled), labelled.shape[-1]
-        assert labelled.shape[-2:] == mask.shape[-2:] == unlabelled.shape[-2:] == (side, side)
-        assert labelled.dtype == mask.dtype == unlabelled.dtype == torch.uint8
         # Not torch's CPU generator: it seeds from the lower 32 bits only, so (seed, rank, step) packed into one wide
         # integer would collide in silence. One child per part keeps a changed setting from shifting the other draws.
-        seeds = np.random.SeedSequence(seed).spawn(8)
-        geometry, elastic, weak, labelled_holes, strong, strong_holes, blur, noise = map(np.random.default_rng, seeds)
-
-        pixels = torch.cat([labelled, unlabelled])  # (N, 3, S, S), N = L + U
-        # Integer sums: the same to the last bit whatever the number of threads.
-        means = pixels.sum(dim=(1, 2, 3), dtype=torch.int64).double().div(255 * 3 * side * side).float()  # (N,)
-        images = pixels.float() / 255
-        grid = self._grid(geometry, elastic, num_labelled, num_unlabelled, side, pixels.device)
-        if grid is not None:
-            sampling = {"padding_mode": "reflection", "align_corners": False}
-            images = F.grid_sample(images, grid, mode="bilinear", **sampling)
-            mask = F.grid_sample(mask[:, None].float(), grid[:num_labelled], mode="nearest", **sampling)[:, 0]
-        images, base = images.clamp_(0, 1), images[num_labelled:]
-
+        root = np.random.SeedSequence(seed)
+        geometry, elastic, weak, labelled_holes, *first_view = map(np.random.default_rng, root.spawn(8))
+        count = len(raw.labelled)
+        images, mask, means = self._move(geometry, elastic, raw.labelled, raw.mask, raw.unlabelled)
+        plain, base = images[:count], images[count:]
         images = self._relight(weak, images, means, self.weak_light, self.weak_amounts)
-        weak_labelled = self._cut_holes(
-            labelled_holes, images[:num_labelled], self.labelled_holes, self.labelled_hole_count
-        )
-        strong_view = self._relight(strong, base, means[num_labelled:], self.strong_light, self.strong_amounts)
-        strong_view = self._blur(blur, strong_view)
-        strong_view = self._add_noise(noise, strong_view)
-        strong_view = self._cut_holes(strong_holes, strong_view, self.strong_holes, self.strong_hole_count)
-        return Batch(weak_labelled, mask.long(), images[num_labelled:], strong_view)
+        labelled = self._cut_holes(labelled_holes, images[:count], self.labelled_holes, self.labelled_hole_count)
+        views = [first_view, *(list(map(np.random.default_rng, root.spawn(4))) for _ in range(1, self.strong_views))]
+        strong = tuple(self._strong(draws, base, means[count:]) for draws in views[: self.strong_views])
+        batch = Batch(labelled, mask, images[count:], strong, raw.ids, plain if self.plain_labelled else None)
+        if len(raw.second):
+            # Its own root: whether the other parts have more children must not shift it.
+            draws = map(np.random.default_rng, np.random.SeedSequence((seed, 1)).spawn(4))
+            batch.second = self._second(draws, raw.second, raw.second_mask)
+        return batch
 
-    def _grid(self, rng, elastic_rng, num_labelled, num_unlabelled, side, device) -> Tensor | None:
+    def _second(self, draws: Iterator[np.random.Generator], images: Tensor, mask: Tensor) -> Labelled:
+        """Another labelled batch in the weak view."""
+        geometry, elastic, weak, holes = draws
+        moved, mask, means = self._move(geometry, elastic, images, mask, images[:0])
+        moved = self._relight(weak, moved, means, self.weak_light, self.weak_amounts)
+        return Labelled(self._cut_holes(holes, moved, self.labelled_holes, self.labelled_hole_count), mask)
+
+    def _strong(self, draws: list[np.random.Generator], base: Tensor, means: Tensor) -> Tensor:
+        """A strong view of unlabelled images that were moved already."""
+        light, holes, blur, noise = draws
+        images = self._relight(light, base, means, self.strong_light, self.strong_amounts)
+        images = self._add_noise(noise, self._blur(blur, images))
+        return self._cut_holes(holes, images, self.strong_holes, self.strong_hole_count)
+
+    def _move(
+        self,
+        geometry: np.random.Generator,
+        elastic: np.random.Generator,
+        labelled: Tensor,
+        mask: Tensor,
+        unlabelled: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All images in 0..1, moved, labelled ones first; the mask, moved alike; means of the images before (N,)."""
+        count, side = len(labelled), labelled.shape[-1]
+        assert labelled.shape[-2:] == mask.shape[-2:] == unlabelled.shape[-2:] == (side, side)
+        assert labelled.dtype == mask.dtype == unlabelled.dtype == torch.uint8
+        pixels = torch.cat([labelled, unlabelled])  # (N, C, S, S), N = L + U
+        # Integer sums: the same to the last bit whatever the number of threads.
+        size = 255 * pixels.shape[1] * side * side
+        means = pixels.sum(dim=(1, 2, 3), dtype=torch.int64).double().div(size).float()  # (N,)
+        images = pixels.float() / 255
+        grid = self._grid(geometry, elastic, count, len(pixels) - count, side, pixels.device)
+        if grid is not None:
+            images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+            ids = mask[:, None].float()
+            moved = F.grid_sample(ids, grid[:count], mode="nearest", padding_mode="reflection", align_corners=False)
+            mask = moved[:, 0]
+        return images.clamp_(0, 1), mask.long(), means
+
+    def _grid(
+        self,
+        rng: np.random.Generator,
+        elastic_rng: np.random.Generator,
+        num_labelled: int,
+        num_unlabelled: int,
+        side: int,
+        device: torch.device,
+    ) -> Tensor | None:
         """Where each output pixel is read from, (N, S, S, 2) as ``grid_sample`` wants it; None when nothing moves."""
         count = num_labelled + num_unlabelled
         draws = rng.random((count, 7))
@@ -228,7 +272,14 @@ class Augmenter:
         a, b, c, d, e, f = _to(theta, device)[:, :, None, None].unbind(1)  # each (N, 1, 1)
         return torch.stack([a * x + b * y + c, d * x + e * y + f], dim=-1)
 
-    def _relight(self, rng, images: Tensor, means: Tensor, probability: float, amounts: tuple[float, ...]) -> Tensor:
+    def _relight(
+        self,
+        rng: np.random.Generator,
+        images: Tensor,
+        means: Tensor,
+        probability: float,
+        amounts: tuple[float, ...],
+    ) -> Tensor:
         """Brightness, contrast around ``means`` (N,), gamma; a new tensor."""
         draws = rng.random((len(images), 4))
         chosen = draws[:, 0] < probability
@@ -239,7 +290,9 @@ class Augmenter:
         images = self._enhance.adjust_brightness(images, offset)
         return self._enhance.adjust_gamma(images, exponent) if gamma.any() else images
 
-    def _cut_holes(self, rng, images: Tensor, probability: float, count: Sequence[int]) -> Tensor:
+    def _cut_holes(
+        self, rng: np.random.Generator, images: Tensor, probability: float, count: tuple[int, int]
+    ) -> Tensor:
         number, side = len(images), images.shape[-1]
         cut = rng.random(number) < probability
         holes = rng.integers(count[0], count[1], (number, 1), endpoint=True)
@@ -257,7 +310,7 @@ class Augmenter:
         covered = torch.bmm(rows.float().transpose(1, 2), columns.float()) > 0  # (N, S, S)
         return images.masked_fill(covered[:, None], self.hole_value)
 
-    def _blur(self, rng, images: Tensor) -> Tensor:
+    def _blur(self, rng: np.random.Generator, images: Tensor) -> Tensor:
         number, side = len(images), images.shape[-1]
         chosen = np.flatnonzero(rng.random(number) < self.blur)
         sigma = rng.uniform(*self.blur_sigma, number) * side
@@ -269,7 +322,7 @@ class Augmenter:
         blurred = self._gaussian_blur(images[index], 2 * reach + 1, sigmas, border_type="reflect")
         return images.index_copy(0, index, blurred.clamp(0, 1))
 
-    def _add_noise(self, rng, images: Tensor) -> Tensor:
+    def _add_noise(self, rng: np.random.Generator, images: Tensor) -> Tensor:
         chosen = np.flatnonzero(rng.random(len(images)) < self.noise)
         if not len(chosen):
             return images
@@ -295,3 +348,8 @@ def _pair(name: str, value: Sequence[float], low: float, high: float) -> tuple[f
             f"augment: {name} is {value}, allowed are (smallest, largest), {low:g} <= smallest <= largest <= {high:g}"
         )
     return pair
+
+
+def _counts(name: str, value: Sequence[int]) -> tuple[int, int]:
+    smallest, largest = _pair(name, value, 1, 1000)
+    return int(smallest), int(largest)

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from knowsam.data.batch import Batch
+from knowsam.data.batch import Batch, Ids
 from knowsam.data.check import Findings
 from knowsam.data.readers import resize_image, resize_mask
 from knowsam.data.source import Source
-from knowsam.data.streams import derive_seed
+from knowsam.data.streams import RawBatch, derive_seed
 from knowsam.errors import DataError
 from knowsam.palette import class_colour
 
@@ -34,7 +34,7 @@ def preview_cases(
     Args:
         source: 2-D training cases.
         found: what is wrong with them; broken cases are not drawn, and empty masks only for want of others.
-        augment: called as (labelled, masks, unlabelled, seed=...), uint8 tensors (L, 3, S, S), (L, S, S), (U, 3, S, S).
+        augment: called as (raw batch, seed=...).
         image_size: S, pixels.
         class_names: K names.
         seed: of the run whose first views are drawn.
@@ -54,9 +54,9 @@ def preview_cases(
         raise DataError("no labelled case can be read")
     first, second = (_images(source, ids, image_size) for ids in (labelled, unlabelled))
     masks = np.stack([resize_mask(source.mask(i), image_size) for i in labelled])
-    batch = augment(
-        *(torch.from_numpy(x.copy()) for x in (first, masks, second)), seed=derive_seed(seed, "augment", 0, 0)
-    )
+    images, ids, others = (torch.from_numpy(x.copy()) for x in (first, masks, second))
+    raw = RawBatch(images, ids, others, Ids(tuple(labelled), tuple(unlabelled)), images[:0], ids[:0])
+    batch = augment(raw, seed=derive_seed(seed, "augment", 0, 0))
     return preview(first, masks, second, batch, names=labelled, unlabelled_names=unlabelled, class_names=class_names)
 
 
@@ -101,9 +101,11 @@ def preview(
         [_tile(_bytes(i), m) for i, m in zip(batch.labelled.cpu().numpy(), batch.mask.cpu().numpy(), strict=True)],
     ]
     if len(unlabelled):
-        heads += ["unlabelled image", "weak view", "strong view"]
+        many = len(batch.strong) > 1
+        heads += ["unlabelled image", "weak view"]
+        heads += [f"strong view {n}" if many else "strong view" for n in range(1, len(batch.strong) + 1)]
         columns += [[_tile(image) for image in unlabelled]]
-        columns += [[_tile(_bytes(image)) for image in view.cpu().numpy()] for view in (batch.weak, batch.strong)]
+        columns += [[_tile(_bytes(image)) for image in view.cpu().numpy()] for view in (batch.weak, *batch.strong)]
     rows = max(map(len, columns))
     step, height = _TILE + _GAP, _TILE + _HEAD
     sheet = Image.new("RGB", (len(columns) * step + _GAP, _HEAD + rows * height + _HEAD + _GAP), _PAPER)

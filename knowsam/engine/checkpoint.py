@@ -15,17 +15,20 @@ import torch
 from torch import Tensor, nn
 
 import knowsam
+from knowsam.digest import LENGTH as DIGEST_LENGTH
+from knowsam.digest import MARK
 from knowsam.engine import distributed
 from knowsam.engine.log import warn
 from knowsam.errors import CheckpointError, NotFoundError, NumericError
 from knowsam.files import storage_error, write_atomically
 
-SCHEMA_VERSION = 1
-"""Layout of the saved dictionary; raised by one whenever an older program could not read it."""
+SCHEMA_VERSION = 2
+"""Layout of the saved dictionary; raised by one whenever another program could not read it.
+
+1: knowsam 0.1. 2: knowsam 0.2, whose methods and networks are arranged anew.
+"""
 
 _FORMAT = "knowsam checkpoint"
-_MARK = b"knowsam sha256 "
-_COMMENT_LENGTH = len(_MARK) + 64
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
@@ -57,8 +60,8 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any], *, keep
             raise writer.failure
         # A zip file ends with the length of its comment, 0 as torch writes it.
         file.seek(-2, os.SEEK_END)
-        file.write(_COMMENT_LENGTH.to_bytes(2, "little"))
-        file.write(_MARK + writer.sha256.hexdigest().encode())
+        file.write(DIGEST_LENGTH.to_bytes(2, "little"))
+        file.write(MARK + writer.sha256.hexdigest().encode())
 
     def keep() -> None:
         # Never put a damaged file in the place of a good predecessor.
@@ -229,6 +232,12 @@ def _load(path: Path) -> dict[str, Any]:
             f"this is knowsam {knowsam.__version__} (schema {SCHEMA_VERSION})",
             hint="Use the newer knowsam.",
         )
+    if envelope["schema"] < SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: written by knowsam {envelope['version']} (checkpoint schema {envelope['schema']}); this is "
+            f"knowsam {knowsam.__version__} (schema {SCHEMA_VERSION}), which arranges methods and networks otherwise",
+            hint=f"Use knowsam {envelope['version']} for this run, or train it again.",
+        )
     state: dict[str, Any] = envelope["state"]
     return state
 
@@ -238,11 +247,11 @@ def _digest_problem(path: Path) -> str | None:
     sha256 = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            left = file.seek(0, os.SEEK_END) - _COMMENT_LENGTH - 2
+            left = file.seek(0, os.SEEK_END) - DIGEST_LENGTH - 2
             file.seek(max(left, 0))
             tail = file.read()
             file.seek(0)
-            if not tail[2:].startswith(_MARK) or left < 0:
+            if not tail[2:].startswith(MARK) or left < 0:
                 return _foreign(path, file.read(4), tail)
             while left > 0 and (block := file.read(min(left, 1 << 20))):
                 sha256.update(block)
@@ -251,14 +260,14 @@ def _digest_problem(path: Path) -> str | None:
         return f"cannot be read: {error.strerror or error}"
     # The length field is hashed as torch wrote it; what we made of it must be exact.
     sha256.update(b"\0\0")
-    intact = tail[:2] == _COMMENT_LENGTH.to_bytes(2, "little") and tail[2:] == _MARK + sha256.hexdigest().encode()
+    intact = tail[:2] == DIGEST_LENGTH.to_bytes(2, "little") and tail[2:] == MARK + sha256.hexdigest().encode()
     return None if intact else "damaged: its content does not match its SHA-256"
 
 
 def _foreign(path: Path, magic: bytes, tail: bytes) -> str:
     if path.stat().st_size == 0:
         return "damaged: the file is empty"
-    if _MARK in tail:  # ours, but not where it should be
+    if MARK in tail:  # ours, but not where it should be
         return "damaged: bytes are missing or were added at its end"
     if zipfile.is_zipfile(path):
         return "not a knowsam checkpoint (no digest); was it written by another program?"

@@ -1,5 +1,6 @@
 """Ranks, devices and collectives. Every function is valid, and does the obvious thing, without a process group."""
 
+import contextlib
 import hashlib
 import os
 import time
@@ -82,6 +83,18 @@ def replicate(method: nn.Module, rank: Rank, exchange: str = "fp32") -> nn.Modul
     if exchange == "bf16":
         replica.register_comm_hook(None, _average_in_bf16)
     return replica
+
+
+def without_exchange(runner: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Within, a backward pass adds up gradients on this process alone; the next one outside exchanges the sum.
+
+    Args:
+        runner: what :func:`replicate` gave.
+    """
+    if isinstance(runner, nn.parallel.DistributedDataParallel):
+        held: contextlib.AbstractContextManager[None] = runner.no_sync()
+        return held
+    return contextlib.nullcontext()
 
 
 def _average_in_bf16(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -171,12 +184,12 @@ def call_on_main(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
             failure, outcome = error, (None, error)
         except Exception as error:
             failure, outcome = error, (None, KnowsamError(f"rank 0 failed: {type(error).__name__}: {error}"))
-    result, told = broadcast_object(outcome)
+    result, refusal = broadcast_object(outcome)
     if failure is not None:
         raise failure
-    if told is not None:
-        told.told_by_main = True  # read by knowsam.cli.main
-        raise told
+    if refusal is not None:
+        refusal.reported_by_main = True
+        raise refusal
     return result
 
 
@@ -190,7 +203,7 @@ def replicas_equal(module: nn.Module, *, buffers: bool = False) -> list[str]:
     """
     if world_size() == 1:
         return []
-    tensors = dict(module.named_parameters())
+    tensors: dict[str, torch.Tensor] = dict(module.named_parameters())
     if buffers:
         tensors |= dict(module.named_buffers())
     if not tensors:
@@ -203,7 +216,7 @@ def replicas_equal(module: nn.Module, *, buffers: bool = False) -> list[str]:
 
 
 def _hash64(tensor: torch.Tensor) -> int:
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 

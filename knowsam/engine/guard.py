@@ -12,7 +12,7 @@ from knowsam.engine.runfolder import RunFolder
 from knowsam.errors import NumericError
 
 
-class _Answer:
+class _Arrival:
     """Small numbers on their way from the device to the host."""
 
     def __init__(self, values: Tensor):
@@ -31,7 +31,7 @@ class _Answer:
 
 @dataclass
 class _Watched:
-    finite: _Answer
+    finite: _Arrival
     step: int
     batches: list[int]
     losses: Mapping[str, Tensor]
@@ -40,7 +40,7 @@ class _Watched:
 class StepGuard:
     """Learns, over all ranks, whether a step's loss is finite and whether somebody wants to stop.
 
-    On a CPU the answers are there at once. From a GPU they are copied without waiting and read one step later, when
+    On a CPU the numbers are there at once. From a GPU they are copied without waiting and read one step later, when
     they have long arrived; until then torch's fused optimizers leave the weights alone where the loss is not finite
     (``found_inf``, which they have for gradient scaling).
 
@@ -48,14 +48,14 @@ class StepGuard:
         streams: names the cases of a batch that is to blame.
         run: gets a record of it.
         device: of the losses.
-        late: read answers one step later; on CUDA if None.
+        late: read them one step later; on CUDA if None.
     """
 
     def __init__(self, streams: TwoStreams, run: RunFolder, device: torch.device, *, late: bool | None = None):
         self._streams, self._run, self._device = streams, run, device
         self._late = device.type == "cuda" if late is None else late
         self._watched: _Watched | None = None
-        self._wish: _Answer | None = None
+        self._wish: _Arrival | None = None
 
     def watch(
         self,
@@ -73,15 +73,15 @@ class StepGuard:
             step, batches: of the update, and its micro-batches' numbers t.
             optimizers: told on the device to skip a step that is not finite.
         Raises:
-            NumericError: this step, or with late answers the one before, is not finite.
+            NumericError: this step, or when read late the one before, is not finite.
         """
         finite = distributed.all_reduce_min_(torch.isfinite(total.detach()).float())
         if self._late:
             for optimizer in optimizers:
-                optimizer.found_inf = 1 - finite
+                optimizer.found_inf = 1 - finite  # type: ignore[attr-defined]  # as GradScaler sets it
             self.settle()
         losses = {name: term.detach() for name, term in losses.items()}
-        self._watched = _Watched(_Answer(finite), step, batches, losses)
+        self._watched = _Watched(_Arrival(finite), step, batches, losses)
         if not self._late:
             self.settle()
 
@@ -96,24 +96,23 @@ class StepGuard:
             self._refuse(watched)
 
     def all_go_on(self, wish: bool) -> bool:
-        """False when some rank does not wish to go on; with late answers when it did not at the last call.
+        """False when some rank does not wish to go on; when read late, when it did not at the last call.
 
-        Every rank gets the same answer after the same step.
+        Every rank gets the same result after the same step.
         """
         if distributed.world_size() == 1:
             return wish
-        answer = _Answer(distributed.all_reduce_min_(torch.tensor(float(wish), device=self._device)))
+        arriving: _Arrival | None
+        arriving = _Arrival(distributed.all_reduce_min_(torch.tensor(float(wish), device=self._device)))
         if self._late:
-            answer, self._wish = self._wish, answer
-        return answer is None or answer.read()
+            arriving, self._wish = self._wish, arriving
+        return arriving is None or arriving.read()
 
     def _refuse(self, watched: _Watched) -> None:
         step = watched.step
         bad = [name for name, term in watched.losses.items() if not torch.isfinite(term)]
         cases = {
-            stream: [
-                getattr(self._streams, stream).ids[i] for t in watched.batches for i in self._streams.indices(stream, t)
-            ]
+            stream: [case for t in watched.batches for case in self._streams.ids(stream, t)]
             for stream in self._streams.batch
         }
         if not bad and distributed.world_size() > 1:

@@ -69,7 +69,7 @@ def adam(
     warmup: int = 0,
 ) -> ScheduledOptimizer:
     """Adam; the defaults are KnowSAM's for SAM."""
-    optimizer = torch.optim.Adam(parameters, lr, tuple(betas), weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.Adam(parameters, lr, (betas[0], betas[1]), weight_decay=weight_decay, fused=True)
     return ScheduledOptimizer(optimizer, lr, schedule, warmup)
 
 
@@ -83,5 +83,5 @@ def adamw(
     warmup: int = 0,
 ) -> ScheduledOptimizer:
     """Adam with decoupled weight decay: learns faster than SGD in short runs."""
-    optimizer = torch.optim.AdamW(parameters, lr, tuple(betas), weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr, (betas[0], betas[1]), weight_decay=weight_decay, fused=True)
     return ScheduledOptimizer(optimizer, lr, schedule, warmup)

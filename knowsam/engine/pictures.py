@@ -5,7 +5,7 @@ written to, so a run with pictures ends in the same bits as one without. Masks o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from torch import Tensor
 from knowsam.data.batch import Batch
 from knowsam.engine.distributed import is_main
 from knowsam.engine.log import MetricsLog, warn
+from knowsam.engine.options import TrainOptions
 from knowsam.files import write_atomically
-from knowsam.methods.base import StepOutput
+from knowsam.losses import IGNORE
+from knowsam.methods.base import Mix, Prediction, StepOutput
 from knowsam.palette import class_colour
 
 MOST = 64
@@ -43,21 +45,17 @@ class Pictures:
     Args:
         folder: where the files go; made when the first is drawn.
         log: whose TensorBoard shows them too.
-        every: steps between pictures; 0 for none. Widened to a multiple where a run would leave more than ``MOST``.
-        max_steps: length of the run; its last step is drawn too.
-        class_names: K names, background first.
-        title: said above every picture.
+        options: how often, which is widened to a multiple where a run would leave more than ``MOST``; the last step is
+            drawn too.
     """
 
-    def __init__(
-        self, folder: Path, log: MetricsLog, *, every: int, max_steps: int, class_names: Sequence[str], title: str = ""
-    ):
+    def __init__(self, folder: Path, log: MetricsLog, options: TrainOptions):
         self.folder = folder
         self.log = log
-        self.every = every * math.ceil(max_steps / every / MOST) if every else 0
-        self.max_steps = max_steps
-        self.class_names = list(class_names)
-        self.title = title
+        every, self.max_steps = options.pictures_every, options.max_steps
+        self.every = every * math.ceil(self.max_steps / every / MOST) if every else 0
+        self.class_names = list(options.class_names)
+        self.title = options.title
 
     def due(self, step: int) -> bool:
         """Whether the update that ended step ``step`` is to be drawn; on rank 0 only."""
@@ -79,7 +77,9 @@ class Pictures:
 
 @torch.no_grad()
 def draw_step(batch: Batch, out: StepOutput, *, class_names: Sequence[str], heading: str = "") -> Image.Image:
-    """One sheet: labelled images, unlabelled images and mixes, a row each, with everybody's answer beside them.
+    """One sheet: labelled images, unlabelled images and mixes, a row each, with every network's prediction beside them.
+
+    A prediction stands beside the images that the network saw itself; of a volume the middle slice is drawn.
 
     Args:
         batch: what the step saw.
@@ -89,59 +89,99 @@ def draw_step(batch: Batch, out: StepOutput, *, class_names: Sequence[str], head
     Returns:
         RGB image.
     """
-    labelled, unlabelled = len(batch.mask), len(batch.strong)
-    answers = {name: prediction.logits for name, prediction in out.predictions.items()}
+    labelled, unlabelled = len(batch.mask), len(batch.weak)
+    rows = (labelled, labelled + unlabelled)
+    aligned = {n: p for n, p in out.predictions.items() if len(p.mask) == labelled and len(p.images) in rows}
+    aligned = {n: p for n, p in aligned.items() if p.mask is batch.mask}
+    apart = {n: p for n, p in out.predictions.items() if n not in aligned}
     # Those that saw the labelled images too come first, so that the others leave no hole between columns.
-    teachers = dict(sorted(out.views.teachers.items(), key=lambda item: -len(item[1])))
+    teachers = dict(sorted(out.views.teachers.items(), key=lambda item: -len(item[1].images)))
     heat, of = _uncertainty(out)
-    sections = []
-
-    rows = [
-        [
-            Panel("image", image := _pixels(batch.labelled[i])),
-            Panel("truth", image, truth := _ids(batch.mask[i])),
-            *(Panel(name, image, _argmax(x[i]), outline=truth) for name, x in answers.items()),
-            *(
-                Panel(_teacher(name), image, _argmax(x[i]), outline=truth)
-                if len(x) == labelled + unlabelled
-                else Panel("", None)
-                for name, x in teachers.items()
-            ),
-            *([] if heat is None else [Panel(f"uncertainty{of}", None, heat=_floats(heat[i]))]),
-        ]
-        for i in range(min(ROWS, labelled))
+    if heat is not None and len(heat) != labelled + unlabelled:
+        heat = None
+    sections = [
+        ("labelled images, with the truth outlined in white", _labelled_rows(batch, aligned, teachers, heat, of))
     ]
-    sections.append(("labelled images, with the truth outlined in white", rows))
-
-    answers = {name: x for name, x in answers.items() if len(x) == labelled + unlabelled}
-    rows = [
-        [
-            Panel("weak view", weak := _pixels(batch.weak[i])),
-            Panel("strong view", strong := _pixels(batch.strong[i])),
-            *(Panel(name, strong, _argmax(x[labelled + i])) for name, x in answers.items()),
-            *(Panel(f"pseudo-label: {_teacher(n)}", weak, _argmax(x[i - unlabelled])) for n, x in teachers.items()),
-            *([] if heat is None else [Panel(f"uncertainty{of}", None, heat=_floats(heat[labelled + i]))]),
-        ]
-        for i in range(min(ROWS, unlabelled))
-        if answers or teachers
-    ]
-    if rows:
-        sections.append(("unlabelled images: no mask of theirs is ever read", rows))
-
-    mix = out.views.mix
-    if mix is not None:
-        mixes = [
-            [
-                Panel("mixed image", image := _pixels(mix.images[i]), cells=(cells := mix.other[i].cpu().numpy())),
-                Panel("mixed label", image, _ids(torch.where(mix.valid[i], mix.label[i], -1)), cells=cells),
-                Panel("answer", image, _argmax(mix.logits[i])),
-            ]
-            for i in sorted({0, min(labelled, len(mix.images) - 1)})  # one of a labelled image, one of an unlabelled
-        ]
-        across = [panel for row in mixes for panel in row]
-        rows = [across] if len(across) <= len(sections[0][1][0]) else mixes
-        sections.append(("mixed images: framed cells come from another image", rows))
+    if unlabelled and (rest := _unlabelled_rows(batch, aligned, teachers, heat, of)):
+        sections.append(("unlabelled images: no mask of theirs is ever read", rest))
+    for name, prediction in apart.items():
+        panels: list[Panel] = []
+        for i in range(min(2 * ROWS, len(prediction.images))):
+            image, truth = _pixels(prediction.images[i]), None
+            if i < len(prediction.mask):
+                known = None if prediction.valid is None else prediction.valid[i]
+                label = prediction.mask[i] if known is None else torch.where(known, prediction.mask[i], -1)
+                truth = _ids(label)
+                panels.append(Panel("label", image, truth))
+            panels.append(Panel(name, image, _argmax(prediction.logits[i])))
+        if panels:
+            sections.append((f"what {name} saw, and its prediction", [panels]))
+    if out.views.mix is not None:
+        sections.append(
+            ("mixed images: framed cells come from another image", _mixed_rows(out.views.mix, labelled, sections))
+        )
     return _sheet(sections, class_names, heading, has_heat=heat is not None)
+
+
+def _labelled_rows(
+    batch: Batch,
+    predictions: Mapping[str, Prediction],
+    teachers: Mapping[str, Prediction],
+    heat: Tensor | None,
+    of: str,
+) -> "list[list[Panel]]":
+    rows = []
+    for i in range(min(ROWS, len(batch.mask))):
+        image, truth = _pixels(batch.labelled[i]), _ids(batch.mask[i])
+        row = [Panel("image", image), Panel("truth", image, np.where(truth == IGNORE, -1, truth))]
+        row += [Panel(name, image, _argmax(p.logits[i]), outline=truth) for name, p in predictions.items()]
+        row += [
+            Panel(_teacher(name), image, _argmax(p.logits[i]), outline=truth) if len(p.mask) else Panel("", None)
+            for name, p in teachers.items()
+        ]
+        row += [] if heat is None else [Panel(f"uncertainty{of}", None, heat=_floats(heat[i]))]
+        rows.append(row)
+    return rows
+
+
+def _unlabelled_rows(
+    batch: Batch,
+    predictions: Mapping[str, Prediction],
+    teachers: Mapping[str, Prediction],
+    heat: Tensor | None,
+    of: str,
+) -> "list[list[Panel]]":
+    labelled, unlabelled = len(batch.mask), len(batch.weak)
+    shown = {name: p for name, p in predictions.items() if len(p.images) == labelled + unlabelled}
+    teaching = {name: p for name, p in teachers.items() if len(p.images) - len(p.mask) == unlabelled}
+    rows = []
+    for i in range(min(ROWS, unlabelled) if shown or teaching else 0):
+        weak = _pixels(batch.weak[i])
+        row = [Panel("weak view", weak)]
+        row += [Panel("strong view", _pixels(view[i])) for view in batch.strong[:1]]
+        row += [
+            Panel(name, _pixels(p.images[labelled + i]), _argmax(p.logits[labelled + i])) for name, p in shown.items()
+        ]
+        row += [
+            Panel(f"pseudo-label: {_teacher(name)}", weak, _argmax(p.logits[len(p.mask) + i]))
+            for name, p in teaching.items()
+        ]
+        row += [] if heat is None else [Panel(f"uncertainty{of}", None, heat=_floats(heat[labelled + i]))]
+        rows.append(row)
+    return rows
+
+
+def _mixed_rows(mix: Mix, labelled: int, above: "list[tuple[str, list[list[Panel]]]]") -> "list[list[Panel]]":
+    rows = [
+        [
+            Panel("mixed image", image := _pixels(mix.images[i]), cells=(cells := _flat(mix.other[i]).cpu().numpy())),
+            Panel("mixed label", image, _ids(torch.where(mix.valid[i], mix.label[i], -1)), cells=cells),
+            Panel("prediction", image, _argmax(mix.logits[i])),
+        ]
+        for i in sorted({0, min(labelled, len(mix.images) - 1)})  # one of a labelled image, one of an unlabelled
+    ]
+    across = [panel for row in rows for panel in row]
+    return [across] if len(across) <= max(len(row) for _, section in above for row in section) else rows
 
 
 @dataclass
@@ -207,16 +247,27 @@ def _teacher(name: str) -> str:
     return "SAM" if name == "sam" else name
 
 
+def _flat(x: Tensor) -> Tensor:
+    """(..., H, W) as it is, (D, H, W) at its middle slice."""
+    return x if x.ndim == 2 else x[len(x) // 2]
+
+
 def _pixels(image: Tensor) -> np.ndarray:
-    return (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    """(C, *S) in 0..1 -> uint8 (H, W, 3); the first channel in grey where they are not three."""
+    image = image if image.ndim == 3 else image[:, image.shape[1] // 2]
+    image = image if len(image) == 3 else image[:1].expand(3, -1, -1)
+    pixels: np.ndarray = (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return pixels
 
 
 def _ids(label: Tensor) -> np.ndarray:
-    return label.to("cpu", torch.int32).numpy()
+    ids: np.ndarray = _flat(label).to("cpu", torch.int32).numpy()
+    return ids
 
 
 def _floats(values: Tensor) -> np.ndarray:
-    return values.float().cpu().numpy()
+    floats: np.ndarray = _flat(values).float().cpu().numpy()
+    return floats
 
 
 def _argmax(logits: Tensor) -> np.ndarray:

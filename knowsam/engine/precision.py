@@ -1,10 +1,28 @@
-"""Frozen weights stored in the precision that they are used in; and the first calls of the maths library."""
+"""Autocast, frozen weights stored in the precision that they are used in, and the first calls of the maths library."""
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Layers whose inputs and weights autocast makes half precision."""
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """The dtype of autocast for ``fp32``, ``bf16`` or ``fp16``; None for none."""
+    return DTYPES[precision]
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Autocast of a training step; nothing for ``fp32``."""
+    dtype = DTYPES[precision]
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        yield
 
 
 def store_frozen(module: nn.Module, dtype: torch.dtype | None) -> int:

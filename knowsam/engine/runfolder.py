@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -124,33 +125,47 @@ class RunFolder:
 
     def describe(
         self,
-        config: str,
+        config_yaml: str,
         overrides: Sequence[str],
         environment: Mapping[str, str],
         splits: Mapping[str, Any],
-        code: Mapping[str, str] | None = None,
     ) -> None:
         """Write down what the run is: rank 0 calls it once, before the first step.
 
         Args:
-            config: the resolved config, YAML text.
+            config_yaml: the resolved configuration, YAML text.
             overrides: ``key=value`` as given on the command line.
             environment: from ``environment_fingerprint``.
             splits: split hashes by name.
-            code: source text by module, of what the run is made of beside knowsam.
         Raises:
             StorageError: a write failed.
         """
         write_text(self.overrides, "".join(f"{override}\n" for override in overrides))
         self.write_json(self.environment, dict(environment))
         self.write_json(self.splits, dict(splits))
-        for module, text in (code or {}).items():
-            (self.path / "code").mkdir(exist_ok=True)
-            write_text(self.path / "code" / f"{module}.py", text)
         diff = git_diff()
         if diff:
             write_text(self.diff, diff)
-        write_text(self.config, config)  # last: it makes the folder a run
+        write_text(self.config, config_yaml)  # last: it makes the folder a run
+
+    def keep_code(self, texts: Mapping[str, str]) -> None:
+        """Keep the source text of the user's own modules in ``code/``; what is there already stays as it is.
+
+        Args:
+            texts: by module.
+        Raises:
+            StorageError: a write failed.
+        """
+        for module, text in texts.items():
+            # A run that went on with changed code keeps every text that it ran: my_lab.py, my_lab.2.py, ...
+            names = (f"{module}{f'.{n}' if n > 1 else ''}.py" for n in itertools.count(1))
+            for file in (self.path / "code" / name for name in names):
+                if not file.exists():
+                    file.parent.mkdir(exist_ok=True)
+                    write_text(file, text)
+                    break
+                if file.read_text(encoding="utf-8", errors="replace") == text:
+                    break
 
     def status(self, state: str, step: int, **more: Any) -> None:
         """Replace ``status.json``. Information only: a write that fails is a warning, never the end of a training.

@@ -1,31 +1,33 @@
 """The training loop: read once from top to bottom. It knows the method's contract and nothing of any method."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from knowsam.data.streams import RawBatch, TwoStreams, derive_seed
+from knowsam.data.batch import Batch
+from knowsam.data.streams import TwoStreams
 from knowsam.engine import distributed
-from knowsam.engine.checkpoint import environment_fingerprint, forget_previous, save_checkpoint, save_snapshot
 from knowsam.engine.cost import Cost
 from knowsam.engine.distributed import Rank
+from knowsam.engine.feed import Feed
 from knowsam.engine.guard import StepGuard
 from knowsam.engine.log import MetricsLog, Progress, read_metrics
 from knowsam.engine.optim import ScheduledOptimizer
+from knowsam.engine.options import TrainOptions
+from knowsam.engine.phases import Phases
 from knowsam.engine.pictures import Pictures
+from knowsam.engine.precision import autocast
 from knowsam.engine.runfolder import RunFolder
-from knowsam.engine.scores import Evaluation
+from knowsam.engine.saving import RunRecord, Saver, TrainState
 from knowsam.engine.spans import span
 from knowsam.engine.watch import Watch, gradient_norm, label_statistics, parameter_norms
-from knowsam.errors import DataError, KnowsamError
-from knowsam.methods.base import SSLMethod
+from knowsam.errors import ConfigError, KnowsamError
+from knowsam.methods.base import SSLMethod, StepOutput
+from knowsam.methods.contract import check_held, check_output, check_reached, explain_unused
 from knowsam.signals import StopSignal
-
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Interrupted(KnowsamError):
@@ -35,187 +37,113 @@ class Interrupted(KnowsamError):
     kind = "interrupted"
 
 
-@dataclass
-class TrainState:
-    """Where a run stands, besides the weights.
-
-    Attributes:
-        step: optimizer updates done.
-        best: ``dice`` and ``step`` of the best validation so far; empty before the first.
-    """
-
-    step: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-
-
 def train(
     method: SSLMethod,
     streams: TwoStreams,
-    augmenter: Callable[..., Any],
+    augmenter: Callable[..., Batch],
     optimizers: Mapping[str, ScheduledOptimizer],
-    validate: Callable[[], Evaluation],
+    validate: Callable[[], Mapping[str, float]],
+    options: TrainOptions,
     *,
     run: RunFolder,
     rank: Rank,
-    config_yaml: str,
-    data: Mapping[str, str],
-    max_steps: int,
-    seed: int,
-    precision: str = "fp32",
-    accumulate: int = 1,
-    clip_norm: float = 0.0,
-    gradient_exchange: str = "fp32",
-    validate_every: int = 200,
-    checkpoint_every: int = 200,
-    log_every: int = 20,
-    snapshot_every: int = 0,
-    workers: int = 0,
-    tensorboard: bool = True,
-    pictures_every: int = 0,
-    class_names: Sequence[str] = (),
-    title: str = "",
+    record: RunRecord,
     resume: Mapping[str, Any] | None = None,
-    stop_at: int | None = None,
 ) -> TrainState:
-    """Train to ``max_steps`` and leave ``last.pt``, ``best.pt`` and ``metrics.jsonl`` in the run folder.
+    """Train to ``options.max_steps`` and leave ``last.pt``, ``best.pt`` and ``metrics.jsonl`` in the run folder.
 
     Args:
         method: on ``rank.device``; with several processes every rank holds the same weights.
         streams: batch t of this rank.
-        augmenter: raw batch, seed -> Batch.
+        augmenter: raw batch, ``seed=`` -> Batch.
         optimizers: one per group of ``method.trainable_groups()``.
-        validate: scores the method on the validation split; called on rank 0 alone.
+        validate: mean Dice 0..1 on the validation split by output, the deployed one first; called on rank 0 alone.
+        options: what to do.
         run: locked folder.
         rank: this process.
-        config_yaml: resolved configuration, stored in the checkpoints so that they know their architecture.
-        data: name -> fingerprint of all images and masks that decide about the weights, those for validation included;
-            stored in the checkpoints, and a run is only resumed with the same.
-        max_steps: optimizer updates in all.
-        seed: of the run; all noise of micro-batch t is a function of (seed, rank, t).
-        precision: ``fp32``, ``bf16`` or ``fp16`` autocast; losses are float32 in any case.
-        accumulate: micro-batches per update.
-        clip_norm: largest gradient norm per optimizer; 0 for no clipping.
-        gradient_exchange: ``fp32`` or ``bf16``, what gradients travel in between processes.
-        validate_every, checkpoint_every, log_every: updates between each; all three also at the end.
-        snapshot_every: updates between copies of the deployed networks that are kept; 0 keeps none.
-        workers: loader processes; their number changes no result.
-        tensorboard: write events beside ``metrics.jsonl``.
-        pictures_every: updates between pictures of a step; 0 for none.
-        class_names: K names, background first, for the pictures.
-        title: said above the pictures.
+        record: what checkpoints say of the run.
         resume: a loaded ``last.pt``.
-        stop_at: end early after this many updates, as if interrupted (for tests of resuming).
     Raises:
         NumericError: a loss term is not finite; nothing was updated with it.
+        ContractError: the method does not keep its contract.
+        DataError: the data, or the code, are not those that the run began with.
         Interrupted: a signal came; the checkpoint is saved.
     """
-    state = TrainState()
-    scaler = torch.amp.GradScaler(rank.device.type, enabled=precision == "fp16")
+    rounds, max_steps, accumulate = method.updates_per_batch, options.max_steps, options.accumulate
+    if max_steps % rounds:
+        raise ConfigError(f"train.max_steps is {max_steps}; this method makes {rounds} updates of a batch: a multiple")
+    state, scaler = TrainState(), torch.amp.GradScaler(rank.device.type, enabled=options.precision == "fp16")
+    phases = Phases(method, optimizers, max_steps)
+    saver = Saver(run, method, optimizers, scaler, state, record, rank, max_steps)
     if resume is not None:
-        # Older checkpoints know nothing of the validation data.
-        before = {"validation": data.get("validation"), **resume["data"]}
-        if before != dict(data):
-            changed = [name for name in {**before, **data} if before.get(name) != data.get(name)]
-            raise DataError(
-                f"the data of {run} have changed since step {resume['step']}: lists, images or masks that may be read "
-                f"({', '.join(changed)})",
-                hint="Bring the old data back, or train again in a new run folder (run=...).",
-            )
-        method.load_state_dict(resume["method"])
-        for name, item in optimizers.items():
-            item.optimizer.load_state_dict(resume["optimizers"][name])
-        scaler.load_state_dict(resume["scaler"])
-        state = TrainState(resume["step"], dict(resume["best"]))
+        saver.restore(resume)
+    runner = distributed.replicate(method, rank, options.gradient_exchange)
+    method.train()
+    log = MetricsLog(run, tensorboard=options.tensorboard)
+    if state.step or run.metrics.exists():
+        log.truncate_after(state.step)
+    cost = Cost(rank.device, read_metrics(run.metrics))
+    feed = Feed(streams, augmenter, options, rank, cost, start=state.step, rounds=rounds)
+    progress = Progress(max_steps, start_step=state.step, log_every=options.log_every)
+    watch = Watch(log, progress, max_steps=max_steps, records=read_metrics(run.metrics))
+    pictures = Pictures(run.pictures, log, options)
+    stop, guard, started_at = StopSignal(), StepGuard(streams, run, rank.device), state.step
 
-    runner = distributed.replicate(method, rank, gradient_exchange)
-    environment = environment_fingerprint(rank.device)  # once: it asks git about the code that is running now
+    def run_validation() -> dict[str, float]:
+        scores = {f"dice_{name}": dice for name, dice in validate().items()}
+        log.write("val", state.step, scores)
+        watch.heed("val", state.step, scores)
+        best = saver.better(next(iter(scores.values())))
+        shown = "  ".join(f"{name.removeprefix('dice_')} {100 * value:.2f}" for name, value in scores.items())
+        progress.print_line(f"step {state.step}: validation Dice %  {shown}  (best {100 * best['dice']:.2f})")
+        return best
 
     def save() -> None:
         log.write("cost", state.step, cost.values())
         log.flush()  # a checkpoint is never newer than its metrics
-        contents = {
-            "method": method.state_dict(),
-            "optimizers": {name: item.optimizer.state_dict() for name, item in optimizers.items()},
-            "scaler": scaler.state_dict(),
-            "step": state.step,
-            "best": state.best,
-            "config": config_yaml,
-            "data": dict(data),
-            "environment": environment,
-            "world_size": rank.world_size,
-        }
-        save_checkpoint(run.last, contents)
-        if state.step == max_steps:
-            forget_previous(run.last)
+        saver.save()
 
-    def run_validation() -> None:
-        evaluation = validate()
-        scores = {f"dice_{output}": evaluation.dice(output) for output in evaluation.outputs}
-        log.write("val", state.step, scores)
-        watch.heed("val", state.step, scores)
-        deployed = evaluation.dice()
-        if deployed > state.best.get("dice", -1.0):
-            state.best = {"dice": deployed, "step": state.step}
-            contents = {"method": method.state_dict(), "step": state.step, "best": state.best, "config": config_yaml}
-            save_checkpoint(run.best, contents, keep_previous=False)
-        shown = "  ".join(f"{name.removeprefix('dice_')} {100 * value:.2f}" for name, value in scores.items())
-        progress.print_line(f"step {state.step}: validation Dice %  {shown}  (best {100 * state.best['dice']:.2f})")
-
-    method.train()
-    log = MetricsLog(run, tensorboard=tensorboard)
-    if state.step or run.metrics.exists():
-        log.truncate_after(state.step)
-    cost = Cost(rank.device, read_metrics(run.metrics))
-    images_per_step = sum(streams.batch.values()) * accumulate * rank.world_size
-    first, last = state.step * accumulate, max_steps * accumulate
-    loader = streams.loader(first, last, workers=workers, pin_memory=rank.device.type == "cuda")
-    batches = zip(range(first, last), loader, strict=True)
-    progress = Progress(max_steps, start_step=state.step, log_every=log_every)
-    watch = Watch(log, progress, max_steps=max_steps, records=read_metrics(run.metrics))
-    pictures = Pictures(
-        run.pictures, log, every=pictures_every, max_steps=max_steps, class_names=class_names, title=title
-    )
-    stop = StopSignal()
-    guard = StepGuard(streams, run, rank.device)
     try:
         with log, progress, stop:
             while state.step < max_steps:
                 step = state.step
+                new_phase = phases.enter(step)
+                checked = new_phase or step == started_at
+                held = check_held(method, step, optimizers)
                 for item in optimizers.values():
                     item.optimizer.zero_grad(set_to_none=True)
-                rates = {f"lr_{name}": item.set_lr(step, max_steps) for name, item in optimizers.items()}
+                rates = {f"lr_{name}": phases.set_lr(item, step) for name, item in optimizers.items()}
                 sums: dict[str, Tensor] = {}
-                taken: list[int] = []
                 for micro in range(accumulate):
-                    with cost.part("data"), span("data"):
-                        t, raw = next(batches)
-                        taken.append(t)
-                        raw = RawBatch(*(x.to(rank.device, non_blocking=True) for x in raw))
-                    with span("augmentation"):
-                        batch = augmenter(*raw, seed=derive_seed(seed, "augment", rank.rank, t))
-                    # Dropout of batch t depends on t alone, so resuming needs no generator state.
-                    torch.manual_seed(derive_seed(seed, "noise", rank.rank, t) & 0xFFFFFFFF)
+                    batch = feed(step, micro)
                     # Gradients are exchanged once per update, with the last micro-batch.
                     last_micro = micro == accumulate - 1
-                    with contextlib.nullcontext() if last_micro or runner is method else runner.no_sync():
-                        with span("losses"), autocast(rank.device, precision):
-                            out = runner(batch, step)
+                    with contextlib.nullcontext() if last_micro else distributed.without_exchange(runner):
+                        with span("losses"), autocast(rank.device, options.precision), _ddp_in_words(method):
+                            out: StepOutput = runner(batch, step)
+                        if checked:
+                            check_output(method, out, batch)
                         total = torch.stack([term.float() for term in out.losses.values()]).sum()
                         with span("backward"):
                             scaler.scale(total / accumulate).backward()
+                    feed.hand_on(micro, out)
                     for name, value in {"loss": total, **out.losses, **out.monitors}.items():
                         sums[name] = sums.get(name, 0.0) + value.detach().float()
+                if checked:
+                    check_reached(method)
+                    watch.meet(out)
+                moved = {name: item for name, item in optimizers.items() if name not in held}
                 terms = {name: sums[name] for name in out.losses}
-                guard.watch(terms, sums["loss"], step, taken, [item.optimizer for item in optimizers.values()])
+                guard.watch(terms, sums["loss"], step, feed.taken, [item.optimizer for item in moved.values()])
                 finished = step + 1 == max_steps
-                logged = (step + 1) % log_every == 0 or finished
+                logged = (step + 1) % options.log_every == 0 or finished
                 norms: dict[str, Tensor] = {}
                 with span("optimizers"):
-                    for name, item in optimizers.items():
-                        if clip_norm > 0 or logged:
+                    for name, item in moved.items():
+                        if options.clip_norm > 0 or logged:
                             scaler.unscale_(item.optimizer)
-                        if clip_norm > 0:
-                            norms[f"grad_norm_{name}"] = nn.utils.clip_grad_norm_(item.parameters, clip_norm)
+                        if options.clip_norm > 0:
+                            norms[f"grad_norm_{name}"] = nn.utils.clip_grad_norm_(item.parameters, options.clip_norm)
                         elif logged:
                             norms[f"grad_norm_{name}"] = gradient_norm(item)
                         scaler.step(item.optimizer)
@@ -223,17 +151,21 @@ def train(
                 method.after_step(step)
                 state.step = step + 1
 
-                values = None
-                validates, saves = (state.step % every == 0 for every in (validate_every, checkpoint_every))
-                snaps = snapshot_every > 0 and state.step % snapshot_every == 0
+                # Between updates from one batch nothing is saved, so a run goes on from where a batch begins.
+                between = state.step % rounds == 0
+                validates, saves, snaps = (
+                    between and every > 0 and state.step % every < rounds
+                    for every in (options.validate_every, options.checkpoint_every, options.snapshot_every)
+                )
                 draws = pictures.due(state.step)
                 if finished or validates or saves or snaps or draws:
                     guard.settle()
+                values: dict[str, float] | None = None
                 if logged:
                     means = {name: value / accumulate for name, value in sums.items()}
-                    norms |= parameter_norms(optimizers) | label_statistics(out, batch)
+                    norms |= parameter_norms(optimizers) | label_statistics(out)
                     values = distributed.all_reduce_mean(_to_floats(means | norms))
-                progress.update(state.step, values and _by_kind(values, out.losses), images=images_per_step)
+                progress.update(state.step, values and _by_kind(values, out.losses), images=feed.images)
                 if values is not None:
                     values |= rates | {"images_per_second": progress.images_per_second}
                     log.write("train", state.step, values)
@@ -243,14 +175,13 @@ def train(
                         pictures.draw(state.step, batch, out)
                 if validates or finished:
                     with progress.paused(), cost.part("validation"):
-                        state.best = distributed.call_on_main(lambda: (run_validation(), state.best)[1])
+                        best, state.best = state.best, distributed.call_on_main(run_validation)
+                        saves = saves or state.best != best  # best.pt is never of a later step than last.pt
                 if snaps:
                     with progress.paused(), cost.part("checkpoints"):
-                        distributed.call_on_main(
-                            lambda: save_snapshot(run.snapshots, method.inference_model(), state.step)
-                        )
+                        distributed.call_on_main(saver.snapshot)
                 # One rank's signal stops all of them after the same step.
-                going_on = guard.all_go_on(not stop.name) and state.step != stop_at
+                going_on = not between or (guard.all_go_on(not stop.name) and state.step != options.stop_at)
                 if not going_on:
                     guard.settle()
                 if saves or finished or not going_on:
@@ -260,16 +191,8 @@ def train(
                         distributed.call_on_main(save)
                     run.status("complete" if finished else "running", state.step)
                 if not going_on and not finished:
-                    reason = "stop_at" if state.step == stop_at else stop.name or "a signal to another rank"
-                    run.status("interrupted", state.step, reason=reason)
-                    if state.step == stop_at:
-                        break
-                    interrupted = Interrupted(
-                        f"stopped by {reason} after step {state.step}; the checkpoint is saved",
-                        hint="The same command goes on from there.",
-                    )
-                    interrupted.told_by_main = True  # all ranks stop here, and rank 0 says it
-                    raise interrupted
+                    _end_early(state.step, options.stop_at, stop.name, run)
+                    break
     except KnowsamError as error:
         if not isinstance(error, Interrupted):
             run.status("failed", state.step, code=error.exit_code, reason=str(error))
@@ -281,17 +204,29 @@ def train(
     return state
 
 
-def autocast_dtype(precision: str) -> torch.dtype | None:
-    """The dtype of autocast for ``fp32``, ``bf16`` or ``fp16``; None for none."""
-    return DTYPES[precision]
-
-
 @contextlib.contextmanager
-def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Autocast of a training step; nothing for ``fp32``."""
-    dtype = DTYPES[precision]
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+def _ddp_in_words(method: SSLMethod) -> Iterator[None]:
+    """Parameters that got no gradient in the step before are called by their names, not by numbers."""
+    try:
         yield
+    except RuntimeError as error:
+        explained = explain_unused(method, error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _end_early(step: int, stop_at: int | None, signal: str, run: RunFolder) -> None:
+    """Say why the run ends before its end; raises Interrupted where that was a signal."""
+    reason = "stop_at" if step == stop_at else signal or "a signal to another rank"
+    run.status("interrupted", step, reason=reason)
+    if step != stop_at:
+        interrupted = Interrupted(
+            f"stopped by {reason} after step {step}; the checkpoint is saved",
+            hint="The same command goes on from there.",
+        )
+        interrupted.reported_by_main = True  # all ranks stop here
+        raise interrupted
 
 
 def _to_floats(values: Mapping[str, Tensor]) -> dict[str, float]:

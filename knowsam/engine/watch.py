@@ -5,8 +5,9 @@ one would have said. Rules rather stay silent than cry wolf: each waits until a 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from statistics import fmean
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from knowsam.data.batch import Batch
 from knowsam.engine.distributed import is_main
 from knowsam.engine.log import MetricsLog, Progress, json_number
 from knowsam.engine.optim import ScheduledOptimizer
@@ -48,12 +48,14 @@ class History:
         train: records of kind ``train``, oldest first.
         val: records of kind ``val``; the deployed output's Dice stands first in each.
         terms: names of the loss terms among the training records' values.
+        teachers: names of who teaches the students.
     """
 
     max_steps: int
     train: Sequence[Record] = ()
     val: Sequence[Record] = ()
     terms: Sequence[str] = ()
+    teachers: Sequence[str] = ()
 
     @property
     def dice(self) -> list[tuple[int, float]]:
@@ -75,14 +77,20 @@ class Watch:
     def __init__(self, log: MetricsLog, progress: Progress, *, max_steps: int, records: Iterable[Record] = ()):
         self.log = log
         self.progress = progress
-        self.history = History(max_steps, train := deque(maxlen=REMEMBERED), val := [])
-        self._lists = {"train": train, "val": val}
-        self.said = set()
+        train: deque[Record] = deque(maxlen=REMEMBERED)
+        val: list[Record] = []
+        self.history = History(max_steps, train, val)
+        self._lists: dict[str, MutableSequence[Record]] = {"train": train, "val": val}
+        self.said: set[Any] = set()
         for record in records:
             if record.get("kind") == "warning":
                 self.said.add(record.get("name"))
             elif record.get("kind") in self._lists:
                 self._lists[record["kind"]].append(record)
+
+    def meet(self, out: StepOutput) -> None:
+        """Learn from a step who teaches; in the first step of a process and of a phase."""
+        self.history.teachers = tuple(out.views.teachers)
 
     def heed(self, kind: str, step: int, values: Mapping[str, float], terms: Iterable[str] = ()) -> None:
         """Take in what was just logged, and speak up if need be. Rank 0 only.
@@ -113,7 +121,7 @@ def one_class(history: History) -> str | None:
     names = [n.removeprefix("top_class_") for n in last if n.startswith("top_class_") and n != "top_class_truth"]
     collapsed = []
     for name in names:
-        since = _trailing(history.train, lambda r, key=f"top_class_{name}": _number(r, key, 0.0) > 0.9999)
+        since = _trailing(history.train, partial(_above, f"top_class_{name}", 0.9999))
         # Not in the first steps: every network begins with one class.
         since = [r for r in since if r["step"] >= 0.05 * history.max_steps]
         if len(since) < 5 or since[-1]["step"] - since[0]["step"] < 50:
@@ -130,22 +138,26 @@ def one_class(history: History) -> str | None:
     )
 
 
-def sam_behind(history: History) -> str | None:
-    """SAM is clearly worse than the best student, three validations in a row in the second half of the run."""
-    last = [r for r in history.val if _number(r, "dice_sam") is not None][-3:]
+def teacher_behind(history: History) -> str | None:
+    """A teacher is clearly worse than the best student, three validations in a row in the second half of the run."""
+    return next((text for name in history.teachers if (text := _behind(history, name))), None)
+
+
+def _behind(history: History, teacher: str) -> str | None:
+    last = [r for r in history.val if _number(r, f"dice_{teacher}") is not None][-3:]
     if last:
-        if len(last) < 3 or last[0]["step"] < 0.5 * history.max_steps:
+        students = [_students(r, history.teachers) for r in last]
+        if len(last) < 3 or last[0]["step"] < 0.5 * history.max_steps or not students[-1]:
             return None
-        gaps = [max(_students(r).values(), default=0.0) - _number(r, "dice_sam", 0.0) for r in last]
-        if min(gaps) < 0.1:
+        if min(max(s.values(), default=0.0) - r[f"dice_{teacher}"] for s, r in zip(students, last, strict=True)) < 0.1:
             return None
-        best = max(_students(last[-1]), key=_students(last[-1]).__getitem__)
+        best = max(students[-1], key=students[-1].__getitem__)
         seen = (
-            f"on validation SAM has Dice {100 * last[-1]['dice_sam']:.1f} % and {best} "
+            f"on validation {teacher} has Dice {100 * last[-1][f'dice_{teacher}']:.1f} % and {best} "
             f"{100 * last[-1][f'dice_{best}']:.1f} %, and it was so three times in a row"
         )
     else:
-        recent = [r for r in history.train if _number(r, "error_sam") is not None][-10:]
+        recent = [r for r in history.train if _number(r, f"error_{teacher}") is not None][-10:]
         if len(recent) < 10 or recent[0]["step"] < 0.5 * history.max_steps:
             return None
         means = {
@@ -153,17 +165,17 @@ def sam_behind(history: History) -> str | None:
             for name in recent[-1]
             if name.startswith("error_")
         }
-        best = min((name for name in means if name not in ("sam", "teacher")), key=means.__getitem__, default=None)
-        if best is None or means["sam"] < 2.0 * means[best] + 0.02:
+        best = min((name for name in means if name not in history.teachers), key=means.__getitem__, default="")
+        if not best or means[teacher] < 2.0 * means[best] + 0.02:
             return None
         seen = (
-            f"on labelled images SAM errs in {100 * means['sam']:.1f} % of the pixels and {best} in "
+            f"on labelled images {teacher} errs in {100 * means[teacher]:.1f} % of the pixels and {best} in "
             f"{100 * means[best]:.1f} %, over the last 10 logs"
         )
     return (
-        f"{seen}: the teacher is worse than its students, so distillation holds them back. Try: official weights "
-        "(sam.weights, see knowsam weights), a higher optim.sam.lr, a lower weight of SKD (method.skd_weight or "
-        "skd.weight), or a confidence threshold."
+        f"{seen}: the teacher is worse than its students, so what it teaches holds them back. Try: a lower weight or a "
+        "longer ramp of its terms, or a confidence threshold; for an average of the students a lower decay; for SAM "
+        "official weights (sam.weights, see knowsam weights) or a higher optim.sam.lr."
     )
 
 
@@ -173,7 +185,8 @@ def deployed_behind(history: History) -> str | None:
     if len(last) < 3 or last[0]["step"] < 0.5 * history.max_steps:
         return None
     deployed = next((name.removeprefix("dice_") for name in last[-1] if name.startswith("dice_")), "")
-    dice = [_students(record) for record in last]
+    others = [name for name in history.teachers if name != deployed]  # a teacher that is deployed is compared
+    dice = [_students(record, others) for record in last]
     better = [name for name in dice[-1] if all(r.get(name, 0.0) > r.get(deployed, 1.0) + 0.1 for r in dice)]
     if not better:
         return None
@@ -282,36 +295,36 @@ def no_rate(history: History) -> str | None:
     )
 
 
-RULES = (one_class, sam_behind, deployed_behind, stalled, falling, exploding, no_gradient, no_rate)
+RULES = (one_class, teacher_behind, deployed_behind, stalled, falling, exploding, no_gradient, no_rate)
 
 
 @torch.no_grad()
-def label_statistics(out: StepOutput, batch: Batch) -> dict[str, Tensor]:
+def label_statistics(out: StepOutput) -> dict[str, Tensor]:
     """Numbers that tell whether pseudo-labels mean anything; scalars on the device, nothing waits for them.
+
+    Every network is judged by the images and the masks that it saw itself, mixed ones included.
 
     Args:
         out: of a step.
-        batch: what it saw.
     Returns:
         For every student and teacher ``top_class_<name>``, the share of its commonest class in the unlabelled pixels,
         and ``error_<name>``, the share of labelled pixels that it gets wrong, each if it saw such images; and
         ``top_class_truth`` of the labelled masks. 0..1.
     """
-    mask, labelled = batch.mask, len(batch.mask)
-    found = {}
-    answers = {name: (prediction.logits, True) for name, prediction in out.predictions.items()}
-    for name, x in out.views.teachers.items():
-        answers.setdefault(name, (x, len(x) == labelled + len(batch.strong)))
-    classes = 0
-    for name, (logits, has_labelled) in answers.items():
-        label, classes = logits.max(1).indices, logits.shape[1]  # ten times as fast as argmax(1) on the CPU
-        first = labelled if has_labelled else 0
-        if len(label) > first:
-            found[f"top_class_{name}"] = _top_share(label[first:], classes)
-        if has_labelled:
-            found[f"error_{name}"] = (label[:labelled] != mask).float().mean()
-    if classes:
-        found["top_class_truth"] = _top_share(mask, classes)
+    found: dict[str, Tensor] = {}
+    truth: tuple[Tensor, int] | None = None
+    for name, shown in {**out.views.teachers, **out.predictions}.items():
+        label, classes = shown.logits.max(1).indices, shown.logits.shape[1]  # ten times as fast as argmax(1) on the CPU
+        count = len(shown.mask)
+        if len(label) > count:
+            found[f"top_class_{name}"] = _top_share(label[count:], classes)
+        if count:
+            known = shown.mask < classes if shown.valid is None else shown.valid & (shown.mask < classes)
+            wrong = (label[:count] != shown.mask) & known
+            found[f"error_{name}"] = wrong.sum() / known.sum().clamp(min=1)
+            truth = shown.mask, classes
+    if truth is not None:
+        found["top_class_truth"] = _top_share(*truth)
     return found
 
 
@@ -327,7 +340,7 @@ def parameter_norms(optimizers: Mapping[str, ScheduledOptimizer]) -> dict[str, T
     return {f"param_norm_{name}": _norm(item.parameters) for name, item in optimizers.items()}
 
 
-def _norm(tensors: list[Tensor]) -> Tensor:
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
     return nn.utils.get_total_norm(tensors) if tensors else torch.zeros(())
 
 
@@ -340,16 +353,21 @@ def _number(record: Record, name: str, default: Any = None) -> Any:
     return default if value is None else value
 
 
+def _above(name: str, limit: float, record: Record) -> bool:
+    return bool(_number(record, name, 0.0) > limit)
+
+
 def _trailing(records: Sequence[Record], test: Callable[[Record], bool]) -> list[Record]:
     """The records at the end, oldest first, that all pass the test."""
     return list(takewhile(test, reversed(records)))[::-1]
 
 
-def _students(record: Record) -> dict[str, float]:
+def _students(record: Record, teachers: Sequence[str] = ()) -> dict[str, float]:
+    """Validation Dice by output, without teachers."""
     return {
         name.removeprefix("dice_"): value
         for name, value in record.items()
-        if name.startswith("dice_") and name != "dice_sam" and value is not None
+        if name.startswith("dice_") and name.removeprefix("dice_") not in teachers and value is not None
     }
 
 

@@ -1,6 +1,7 @@
 """A deployed network as one file that runs without knowsam: ONNX, torch.export (pt2) or TorchScript.
 
-The file takes float32 (B, 3, H, W) in 0..1, with any B and any H and W that are multiples of 16, and normalises inside.
+The file takes float32 (B, 3, H, W) in 0..1, with any B and any H and W that are multiples of 16 (or of what the network
+wants; or of one size, where it takes no other), and normalises inside.
 It is checked against the network before anything is written.
 """
 
@@ -10,6 +11,7 @@ import importlib.util
 import io
 import json
 import logging
+import math
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -57,11 +59,31 @@ class Deployed(nn.Module):
             raise ValueError(f"gives must be one of {GIVES}, got {gives!r}")
         self.network = network
         self.gives = gives
+        self.image_size = fixed_side(network)
+        self.multiple = multiple_of(network)
+
+    def example(self) -> Tensor:
+        """Two images of unequal sides, as an axis of length 1 or two alike would be taken for a fixed one."""
+        side = self.image_size or 0
+        least = -(-SMALLEST // self.multiple) * self.multiple
+        return torch.rand(2, 3, side or 2 * least, side or 3 * least)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, K, H, W)."""
         logits = self.network(image)
         return logits.softmax(1) if self.gives == "probabilities" else logits
+
+
+def fixed_side(network: nn.Module) -> int | None:
+    """H and W, where the network takes images of one size only, as SAM does; None where it takes any."""
+    side = getattr(network, "image_size", None)
+    return side if isinstance(side, int) else None
+
+
+def multiple_of(network: nn.Module) -> int:
+    """What H and W must be multiples of."""
+    divisor = getattr(network, "size_divisor", 1)
+    return math.lcm(MULTIPLE, divisor if isinstance(divisor, int) else 1)
 
 
 @dataclass(frozen=True)
@@ -174,12 +196,7 @@ def check(module: Deployed, exported: Callable[[Tensor], Tensor], *, image_size:
         NumericError: outputs differ by more than ``TOLERANCE``, or more than ``MOST_TIES`` of the pixels by ties.
     """
     undecided = getattr(module.network, "undecided", None)
-    half = max(SMALLEST, image_size // 2 // MULTIPLE * MULTIPLE)
-    shapes = (
-        (1, image_size, image_size),
-        (3, half, image_size),
-        (2, image_size + MULTIPLE, max(SMALLEST, image_size - MULTIPLE)),
-    )
+    shapes = _shapes(module, image_size)
     largest, ties, pixels = 0.0, 0, 0
     for number, shape in enumerate(shapes):
         images = _images(shape, seed=number)
@@ -205,6 +222,16 @@ def check(module: Deployed, exported: Callable[[Tensor], Tensor], *, image_size:
     return Parity(largest, ties, pixels, shapes)
 
 
+def _shapes(module: Deployed, image_size: int) -> tuple[tuple[int, int, int], ...]:
+    """(B, H, W) of the images that a file is checked on."""
+    if module.image_size is not None:
+        return tuple((count, module.image_size, module.image_size) for count in (1, 3))
+    step = module.multiple
+    least = -(-SMALLEST // step) * step
+    half = max(least, image_size // 2 // step * step)
+    return (1, image_size, image_size), (3, half, image_size), (2, image_size + step, max(least, image_size - step))
+
+
 def _images(shape: tuple[int, int, int], seed: int) -> Tensor:
     """Smooth patches with noise, (B, 3, H, W) in 0..1."""
     count, height, width = shape
@@ -215,13 +242,12 @@ def _images(shape: tuple[int, int, int], seed: int) -> Tensor:
 
 
 def _program(module: Deployed) -> torch.export.ExportedProgram:
-    batch, rows, columns = (
-        torch.export.Dim("batch", min=1),
-        *(torch.export.Dim(name, min=SMALLEST // MULTIPLE, max=LARGEST // MULTIPLE) for name in ("rows", "columns")),
-    )
-    # An example of two images, as an axis of length 1 would be taken for a fixed one.
-    example = torch.rand(2, 3, 2 * SMALLEST, 3 * SMALLEST)
-    shapes = {"image": {0: batch, 2: MULTIPLE * rows, 3: MULTIPLE * columns}}
+    axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if module.image_size is None:
+        step = module.multiple
+        for axis, name in ((2, "rows"), (3, "columns")):
+            axes[axis] = step * torch.export.Dim(name, min=-(-SMALLEST // step), max=LARGEST // step)
+    example, shapes = module.example(), {"image": axes}
     program = torch.export.export(module, (example,), dynamic_shapes=shapes)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine, of no use elsewhere
@@ -246,7 +272,7 @@ def _pt2(module: Deployed, text: str) -> bytes:
 
 
 def _torchscript(module: Deployed, text: str) -> bytes:
-    traced = torch.jit.trace(module, torch.rand(2, 3, 2 * SMALLEST, 3 * SMALLEST), check_trace=False)
+    traced = torch.jit.trace(module, module.example(), check_trace=False)
     file, kept = io.BytesIO(), io.BytesIO()
     torch.jit.save(traced, file, _extra_files={f"{METADATA}.json": text})
     with zipfile.ZipFile(file) as source, zipfile.ZipFile(kept, "w", zipfile.ZIP_STORED) as target:

@@ -1,7 +1,35 @@
-"""Supervised losses: cross-entropy and soft Dice."""
+"""Supervised losses: cross-entropy and soft Dice. Pixels of a mask with id ``IGNORE`` take no part."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from knowsam.losses.pixels import IGNORE, average, check_shapes
+
+
+def cross_entropy_loss(
+    logits: Tensor, mask: Tensor, *, valid: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy, averaged over the pixels that count.
+
+    Args:
+        logits: (B, K, *S), K >= 2.
+        mask: (B, *S) integer class ids in 0..K-1, or ``IGNORE``.
+        valid: bool (B, *S), pixels that count; all but the ignored if None.
+        weight: (B, *S), factor of every pixel; 1 if None.
+    Returns:
+        Scalar, nats; 0 where no pixel counts.
+    Raises:
+        ValueError: shapes or types that do not belong together.
+    """
+    check_shapes(logits, mask=mask, valid=valid, weight=weight)
+    known = mask != IGNORE
+    if valid is None and weight is None:
+        # F.cross_entropy's own mean over the pixels that are not ignored is NaN where there are none.
+        total = F.cross_entropy(logits.float(), mask.long(), ignore_index=IGNORE, reduction="sum")
+        return total / known.sum().clamp(min=1)
+    per_pixel = F.cross_entropy(logits.float(), mask.long(), ignore_index=IGNORE, reduction="none")  # (B, *S)
+    return average(per_pixel, known if valid is None else valid & known, weight)
 
 
 def soft_dice_loss(logits: Tensor, mask: Tensor, *, valid: Tensor | None = None, smooth: float = 1e-10) -> Tensor:
@@ -11,20 +39,25 @@ def soft_dice_loss(logits: Tensor, mask: Tensor, *, valid: Tensor | None = None,
     image, so that an image without the class does not by itself cost a full point.
 
     Args:
-        logits: (B, K, *spatial), K >= 2.
-        mask: (B, *spatial) int64 class ids in 0..K-1.
-        valid: bool (B, *spatial), pixels that count; all if None.
+        logits: (B, K, *S), K >= 2.
+        mask: (B, *S) integer class ids in 0..K-1, or ``IGNORE``.
+        valid: bool (B, *S), pixels that count; all but the ignored if None.
         smooth: s above; defines 0/0 as a Dice of 1.
     Returns:
-        Scalar in 0..1.
+        Scalar in 0..1; 0 where no pixel counts.
+    Raises:
+        ValueError: shapes or types that do not belong together.
     Source:
         arXiv:1606.04797 (V-Net), the form used by KnowSAM (arXiv:2412.13742).
     """
-    probs = logits.float().softmax(1)  # (B, K, *S)
-    target = F.one_hot(mask, probs.shape[1]).movedim(-1, 1).to(probs.dtype)
-    if valid is not None:
-        keep = valid.unsqueeze(1).to(probs.dtype)
-        probs, target = probs * keep, target * keep
+    check_shapes(logits, mask=mask, valid=valid)
+    counts = mask != IGNORE if valid is None else valid & (mask != IGNORE)  # (B, *S)
+    keep = counts.to(torch.float32)
+    # 1 at the class of every pixel that counts; the classes lie last in memory, as those of channels-last logits do.
+    target = keep.new_zeros(*mask.shape, logits.shape[1])
+    ids = mask.long().masked_fill(mask == IGNORE, 0)
+    target = target.scatter_(-1, ids.unsqueeze(-1), keep.unsqueeze(-1)).movedim(-1, 1)  # (B, K, *S)
+    probs = logits.float().softmax(1) * keep.unsqueeze(1)
     over = (0, *range(2, probs.ndim))
     intersection = (probs * target).sum(over)  # (K,)
     denominator = probs.square().sum(over) + target.square().sum(over)
@@ -35,16 +68,14 @@ def segmentation_loss(logits: Tensor, mask: Tensor, *, valid: Tensor | None = No
     """Cross-entropy + soft Dice, both in float32.
 
     Args:
-        logits: (B, K, *spatial).
-        mask: (B, *spatial) int64 class ids.
-        valid: bool (B, *spatial), pixels that count; all if None. With no valid pixel the loss is 0.
+        logits: (B, K, *S), K >= 2.
+        mask: (B, *S) integer class ids in 0..K-1, or ``IGNORE``.
+        valid: bool (B, *S), pixels that count; all but the ignored if None.
     Returns:
-        Scalar.
+        Scalar; 0 where no pixel counts, as in an empty batch.
+    Raises:
+        ValueError: shapes or types that do not belong together.
     Source:
         arXiv:2412.13742.
     """
-    if valid is None:
-        return F.cross_entropy(logits.float(), mask) + soft_dice_loss(logits, mask)
-    per_pixel = F.cross_entropy(logits.float(), mask, reduction="none")  # (B, *S)
-    cross_entropy = (per_pixel * valid).sum() / valid.sum().clamp(min=1)
-    return cross_entropy + soft_dice_loss(logits, mask, valid=valid)
+    return cross_entropy_loss(logits, mask, valid=valid) + soft_dice_loss(logits, mask, valid=valid)

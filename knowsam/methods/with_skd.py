@@ -1,135 +1,96 @@
 """SKD for any method: SAM learns from the labelled images and teaches the method's students, by composition."""
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from knowsam.data.batch import Batch
-from knowsam.losses import sam_distillation_loss, segmentation_loss
-from knowsam.methods.base import SSLMethod, StepOutput, ask_sam, check_range
-from knowsam.schedules import sigmoid_rampup
+from knowsam.errors import ContractError
+from knowsam.losses import sam_distillation_loss
+from knowsam.methods.base import Phase, SSLMethod, StepOutput
+from knowsam.methods.modes import evaluating
+from knowsam.methods.sam_teacher import SamTeacher, SkdOptions
 
 
 class WithSKD(SSLMethod):
     """Adds SAM's supervised loss and its distillation into every student; the wrapped method is not touched.
 
-    SAM is prompted with the method's ``prompting_output``, in training as in prediction. Outputs that the method marks
-    as not to be distilled (a fusion head) prompt but are not taught.
+    SAM sees the weak view, once a step, and is prompted with the logits that the method reports as ``prompt``, or else
+    with its deployed network's. What it may teach the method reports as ``taught``.
 
     Args:
-        method: any method that reports ``predictions``.
+        method: any method that reports ``taught``.
         sam_guide: (images, coarse_logits) -> SAM's class logits; trained as optimizer group ``sam``.
         max_steps: length of the run, for the ramp.
-        weight: factor of the distillation at the end of the ramp, shared by the students.
-        temperature: T > 0.
-        rampup: length of the sigmoid ramp as a fraction of the run; 0 teaches at full weight from the start.
-        confidence_threshold: least probability of SAM's argmax for a pixel to be taught, 0..1.
-        sam_teacher_mode: ``eval`` (no dropout, averaged batch statistics while teaching) or ``train`` (as published).
-        sam_gradient: which images SAM's encoder keeps a graph of, as in ``KnowSAM``.
+        options: how SAM teaches.
+    Raises:
+        ValueError: the method has SAM as teacher already.
     Source:
         arXiv:2412.13742 (SKD as a plug-in).
     """
 
-    def __init__(
-        self,
-        method: SSLMethod,
-        sam_guide: nn.Module,
-        max_steps: int,
-        *,
-        weight: float = 1.0,
-        temperature: float = 10.0,
-        rampup: float = 0.4,
-        confidence_threshold: float = 0.0,
-        sam_teacher_mode: Literal["eval", "train"] = "eval",
-        sam_gradient: Literal["all", "labelled"] = "all",
-    ):
+    def __init__(self, method: SSLMethod, sam_guide: nn.Module, max_steps: int, options: SkdOptions | None = None):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be > 0, got {temperature}")
-        if sam_gradient not in ("all", "labelled"):
-            raise ValueError(f"sam_gradient must be one of ('all', 'labelled'), got {sam_gradient!r}")
-        check_range(0, 1, confidence_threshold=confidence_threshold)
-        check_range(0, float("inf"), weight=weight, rampup=rampup)
+        if method.sam_teacher is not None:
+            raise ValueError(f"{type(method).__name__} distils from SAM already; leave skd out")
         self.method = method
-        self.sam_guide = sam_guide
-        self.weight = weight
-        self.temperature = temperature
-        self.rampup_steps = rampup * max_steps
-        self.confidence_threshold = confidence_threshold
-        self.sam_teacher_mode = sam_teacher_mode
-        self.sam_gradient = sam_gradient
+        self.updates_per_batch = method.updates_per_batch
+        self.sam_teacher = SamTeacher(sam_guide, max_steps, options)
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """The method's losses, plus ``sam`` and ``skd_<student>``."""
-        out = self.method(batch, step)
-        if not out.predictions:
-            raise ValueError(f"{type(self.method).__name__} reports no predictions, so SAM has no student to teach")
-        # Students that saw the same images share one pass of SAM.
-        groups: dict[int, list[str]] = {}
-        for name, prediction in out.predictions.items():
-            groups.setdefault(id(prediction.images), []).append(name)
-        ramp = sigmoid_rampup(step, self.rampup_steps)
-        share = self.weight * ramp / max(1, sum(prediction.distil for prediction in out.predictions.values()))
-        prompting = self.method.prompting_output()
-        losses, teachers = dict(out.losses), dict(out.views.teachers)
-        for names in groups.values():
-            shown = out.predictions[prompting if prompting in names else names[0]]
-            sam_logits, teacher_logits = ask_sam(
-                self.sam_guide,
-                shown.images,
-                shown.logits.detach(),
-                self.sam_teacher_mode,
-                labelled=len(shown.mask),
-                gradient=self.sam_gradient,
+        out: StepOutput = self.method(batch, step)
+        if not out.taught:
+            raise ContractError(
+                f"{type(self.method).__name__} reports nothing that SAM may teach",
+                hint="Return StepOutput(..., taught={name: Taught(logits)}), or use StudentMethod.report.",
             )
-            seg = segmentation_loss(sam_logits[: len(shown.mask)], shown.mask) / len(groups)
-            losses["sam"] = losses.get("sam", 0.0) + seg
-            if prompting in names or "sam" not in teachers:
-                teachers["sam"] = teacher_logits
-            confidence = teacher_logits.float().softmax(1).amax(1)  # (B, S, S)
-            for name in names:
-                if out.predictions[name].distil:
-                    losses[f"skd_{name}"] = share * sam_distillation_loss(
-                        out.predictions[name].logits,
-                        teacher_logits,
-                        temperature=self.temperature,
-                        valid=confidence >= self.confidence_threshold,
-                    )
-        monitors = {**out.monitors, "skd_rampup": torch.tensor(ramp)}
-        return StepOutput(losses, out.predictions, monitors, replace(out.views, teachers=teachers))
+        teacher = self.sam_teacher
+        assert teacher is not None
+        said = teacher(batch, self._prompt(batch) if out.prompt is None else out.prompt)
+        losses = {**out.losses, "sam" if "sam" not in out.losses else "sam_guide": said.loss}
+        for lesson in teacher.lessons(said, out.taught, step):
+            losses[f"skd_{lesson.student}"] = lesson.weight * sam_distillation_loss(
+                lesson.logits, lesson.target, temperature=teacher.options.temperature, valid=lesson.valid
+            )
+        monitors = {**out.monitors, "skd_weight": torch.tensor(teacher.ramp(step))}
+        views = replace(out.views, teachers={**out.views.teachers, "sam": said.prediction})
+        return replace(out, losses=losses, monitors=monitors, views=views)
+
+    def _prompt(self, batch: Batch) -> Tensor:
+        """The deployed network's logits of the images that SAM sees: the method's own may be of mixed ones."""
+        with torch.no_grad(), evaluating(self.method):
+            images = batch.join(batch.weak).images
+            return self.method.predict_networks(images)[self.method.prompting_output()]
 
     def after_step(self, step: int) -> None:
         """Pass the step on to the method within."""
         self.method.after_step(step)
 
+    def holds_still(self, step: int) -> frozenset[str]:
+        """As the method within."""
+        return self.method.holds_still(step)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """As the method within."""
+        return self.method.phases()
+
     def trainable_groups(self) -> dict[str, list[nn.Parameter]]:
-        """As the contract says: one optimizer group per name."""
-        sam = [p for p in self.sam_guide.parameters() if p.requires_grad]
-        return {**self.method.trainable_groups(), "sam": sam}
+        """The method's groups and ``sam``; a SAM that the method trains itself is in one group only."""
+        groups = self.method.trainable_groups()
+        known = {id(p) for parameters in groups.values() for p in parameters}
+        own = [p for p in super().trainable_groups()["sam"] if id(p) not in known]
+        return {**groups, "sam": [*groups.get("sam", ()), *own]}
 
-    def outputs(self) -> tuple[str, ...]:
-        """Names of what can be evaluated, the deployed one first."""
-        return (*self.method.outputs(), "sam")
+    def networks(self) -> dict[str, nn.Module]:
+        """As the method within: SAM is not deployed."""
+        return self.method.networks()
 
-    def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, S, S) in 0..1 -> logits (B, K, S, S) by output name."""
-        logits = self.method.predict(images)
-        return {**logits, "sam": self.sam_guide(images, logits[self.method.prompting_output()])}
-
-    def compilable(self) -> list[nn.Module]:
-        """Parts of the method within, and of SAM."""
-        return [*self.method.compilable(), *super().compilable()]
+    def predict_networks(self, images: Tensor) -> dict[str, Tensor]:
+        """As the method within."""
+        return self.method.predict_networks(images)
 
     def prompting_output(self) -> str:
-        """Output whose logits prompt SAM."""
+        """As the method within."""
         return self.method.prompting_output()
-
-    def inference_model(self) -> nn.Module:
-        """Image (B, 3, S, S) in 0..1 -> logits (B, K, S, S), as deployed."""
-        return self.method.inference_model()
-
-    def deployable(self) -> dict[str, nn.Module]:
-        """Networks that work without SAM, by output name, the deployed one first."""
-        return self.method.deployable()

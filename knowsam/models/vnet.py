@@ -1,28 +1,22 @@
-"""2-D V-Net student."""
+"""V-Net student, for images and for volumes."""
 
 import itertools
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
-NORMS = {"none": nn.Identity, "batch": nn.BatchNorm2d, "instance": lambda c: nn.InstanceNorm2d(c, affine=True)}
+from knowsam.models.layers import Layers, layers
 
-
-def _unit(conv: nn.Module, channels: int, norm: str) -> list[nn.Module]:
-    return [conv, NORMS[norm](channels), nn.ReLU(inplace=True)]
-
-
-def _block(channels: int, depth: int, norm: str, in_channels: int | None = None) -> nn.Sequential:
-    """``depth`` times 3x3 convolution, norm, ReLU."""
-    units: list[nn.Module] = []
-    for i in range(depth):
-        width = in_channels if i == 0 and in_channels else channels
-        units += _unit(nn.Conv2d(width, channels, 3, padding=1), channels, norm)
-    return nn.Sequential(*units)
+NORMS: dict[str, Callable[[Layers, int], nn.Module]] = {
+    "none": lambda layer, channels: nn.Identity(),
+    "batch": lambda layer, channels: layer.batch_norm(channels),
+    "instance": lambda layer, channels: layer.instance_norm(channels, affine=True),
+}
 
 
 class VNet(nn.Module):
-    """V-Net in 2-D; 3.27 M parameters for K = 2 and no norm.
+    """V-Net; 3.27 M parameters for K = 2 and no norm in 2-D.
 
     The skip added at a level is the output of that level's *down* convolution (at full resolution, of the first
     block), as in the published code of KnowSAM.
@@ -30,8 +24,11 @@ class VNet(nn.Module):
     Args:
         num_classes: K, background included.
         in_channels: channels of the image.
+        spatial_dims: 2 for images, 3 for volumes.
         filters: width at full resolution, doubled at each of four levels; S must be divisible by 16.
         norm: ``none`` (published; needs thousands of steps), ``batch`` or ``instance``.
+    Raises:
+        ValueError: an unknown norm, or no filters.
     Source:
         arXiv:1606.04797, arXiv:2412.13742.
     """
@@ -43,6 +40,8 @@ class VNet(nn.Module):
         self,
         num_classes: int,
         in_channels: int = 3,
+        spatial_dims: int = 2,
+        *,
         filters: int = 16,
         norm: Literal["none", "batch", "instance"] = "none",
     ):
@@ -51,35 +50,53 @@ class VNet(nn.Module):
             raise ValueError(f"norm must be one of {sorted(NORMS)}, got {norm!r}")
         if filters < 1:
             raise ValueError(f"filters must be at least 1, got {filters}")
+        layer = layers(spatial_dims)
+
+        def unit(conv: nn.Module, channels: int) -> list[nn.Module]:
+            return [conv, NORMS[norm](layer, channels), nn.ReLU(inplace=True)]
+
+        def block(channels: int, depth: int, first: int | None = None) -> nn.Sequential:
+            """``depth`` times 3x3(x3) convolution, norm, ReLU, on ``first`` channels if not on ``channels``."""
+            wide = [first or channels, *[channels] * (depth - 1)]
+            convs = (layer.conv(width, channels, 3, padding=1) for width in wide)
+            return nn.Sequential(*itertools.chain.from_iterable(unit(conv, channels) for conv in convs))
+
         widths = [filters * 2**level for level in range(5)]
-        self.stem = _block(widths[0], self.depths[0], norm, in_channels)
+        self.stem = block(widths[0], self.depths[0], in_channels)
         self.down = nn.ModuleList(
-            nn.Sequential(*_unit(nn.Conv2d(i, o, 2, stride=2), o, norm)) for i, o in itertools.pairwise(widths)
+            nn.Sequential(*unit(layer.conv(i, o, 2, stride=2), o)) for i, o in itertools.pairwise(widths)
         )
-        self.encoder = nn.ModuleList(
-            _block(w, depth, norm) for w, depth in zip(widths[1:], self.depths[1:], strict=True)
-        )
+        self.encoder = nn.ModuleList(block(w, depth) for w, depth in zip(widths[1:], self.depths[1:], strict=True))
         self.up = nn.ModuleList(
-            nn.Sequential(*_unit(nn.ConvTranspose2d(i, o, 2, stride=2), o, norm))
+            nn.Sequential(*unit(layer.transposed_conv(i, o, 2, stride=2), o))
             for i, o in itertools.pairwise(reversed(widths))
         )
         self.decoder = nn.ModuleList(
-            _block(w, depth, norm) for w, depth in zip(widths[-2::-1], self.depths[-2::-1], strict=True)
+            block(w, depth) for w, depth in zip(widths[-2::-1], self.depths[-2::-1], strict=True)
         )
-        self.head = nn.Conv2d(filters, num_classes, 1)
+        self.head = layer.conv(filters, num_classes, 1)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            if isinstance(module, (layer.conv, layer.transposed_conv)):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, S, S) -> logits (B, K, S, S)."""
+        """(B, C, *S) -> logits (B, K, *S)."""
+        return self.decode(self.encode(x))
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """(B, C, *S) -> features (B, filters * 2^i, *S / 2^i), fine to coarse: the skips, and the deepest block's."""
         x = self.stem(x)
-        skips = [x]
+        features = [x]
         for down, block in zip(self.down, self.encoder, strict=True):
-            skips.append(down(x))
+            features.append(down(x))
             # The blocks' ReLU works in place on its own convolution's output, so the skip stays as it is.
-            x = block(skips[-1])
-        skips.pop()  # the deepest level has no skip
-        for up, block in zip(self.up, self.decoder, strict=True):
-            x = block(up(x) + skips.pop())
-        return self.head(x)
+            x = block(features[-1])
+        return [*features[:-1], x]  # the deepest level has no skip
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """Features of :meth:`encode` -> logits (B, K, *S)."""
+        *skips, x = features
+        for up, block, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
+            x = block(up(x) + skip)
+        logits: Tensor = self.head(x)
+        return logits

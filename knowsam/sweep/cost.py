@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from knowsam.config import Config, parse_config
+from knowsam.config import parse_config, to_yaml
 from knowsam.errors import KnowsamError
-from knowsam.sweep.spec import Sweep, first_point, resolve
+from knowsam.sweep.spec import Sweep, Trial, first_point, resolve
 
 
 @dataclass(frozen=True)
@@ -60,36 +60,39 @@ class SweepCost:
         return sum((setting.run_seconds or 0.0) * setting.runs for setting in self.settings)
 
 
-def sweep_cost(sweep: Sweep, step_seconds: Callable[[Config], float] | None = None) -> SweepCost:
+def sweep_cost(sweep: Sweep, step_seconds: Callable[[str], float] | None = None) -> SweepCost:
     """The settings of a sweep, and what their training steps will cost.
 
     Args:
         sweep: the expanded sweep file.
-        step_seconds: seconds of one update of an experiment; None: nothing is timed. A setting for which it raises a
-            ``KnowsamError`` is of unknown cost.
+        step_seconds: seconds of one update of an experiment, which is given as resolved YAML text; None: nothing is
+            timed. A setting for which it raises a ``KnowsamError`` is of unknown cost.
     """
     cost = SweepCost()
     unknown = defaultdict(list)
-    for experiment, setting, configs, keys in _settings(sweep):
-        seconds = None
+    for members in _settings(sweep):
+        first, seconds = members[0], None
         if step_seconds is not None:
             try:
-                seconds = step_seconds(configs[0])
+                seconds = step_seconds(first.config)
             except KnowsamError as error:
-                unknown[str(error)].append(f"{experiment}, {setting}")
-        seeds = [config.train.seed for config in configs]
-        runs = sweep.search.trials if sweep.search else len(configs)
-        cost.settings.append(SettingCost(experiment, setting, seeds, keys, configs[0].train.max_steps, runs, seconds))
+                unknown[str(error)].append(f"{first.experiment}, {first.setting}")
+        seeds, keys = [trial.seed for trial in members], [trial.key for trial in members if trial.key]
+        steps = parse_config(first.config, first.setting).train.max_steps
+        runs = sweep.search.trials if sweep.search else len(members)
+        cost.settings.append(SettingCost(first.experiment, first.setting, seeds, keys, steps, runs, seconds))
     cost.unknown = dict(unknown)
     return cost
 
 
-def _settings(sweep: Sweep) -> Iterator[tuple[str, str, list[Config], list[str]]]:
-    """Experiment, setting, configurations by seed, keys; of a search its first point, as its trials are not drawn."""
+def _settings(sweep: Sweep) -> Iterator[list[Trial]]:
+    """The trials of each setting; of a search its first point, without a key, as its trials are not drawn."""
     if sweep.search is not None:
-        config = resolve(sweep.base, {**sweep.overrides, **first_point(sweep.search), "train.seed": sweep.seed})
-        yield "search", "its first point", [config], []
+        overrides = {**sweep.overrides, **first_point(sweep.search), "train.seed": sweep.seed}
+        text = to_yaml(resolve(sweep.base, overrides))
+        yield [Trial("", "its first point", "search", sweep.seed, overrides, text)]
         return
-    for experiment, setting in dict.fromkeys((trial.experiment, trial.setting) for trial in sweep.trials):
-        members = [t for t in sweep.trials if (t.experiment, t.setting) == (experiment, setting)]
-        yield experiment, setting, [parse_config(t.config, setting) for t in members], [t.key for t in members]
+    members = defaultdict(list)
+    for trial in sweep.trials:
+        members[trial.experiment, trial.setting].append(trial)
+    yield from members.values()

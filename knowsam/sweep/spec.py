@@ -11,9 +11,9 @@ from typing import Any
 
 from knowsam.components import type_error
 from knowsam.config import Config, load_config, to_yaml
+from knowsam.config.identity import experiment_key
 from knowsam.config.reading import read_with_parents
 from knowsam.errors import ConfigError, KnowsamError, NotFoundError
-from knowsam.identity import experiment_key
 from knowsam.text import did_you_mean
 
 LAUNCHERS = ("local", "slurm", "ray")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knowsam.config import parse_config, to_yaml
+from knowsam.config.identity import config_changes, experiment_key
 from knowsam.errors import ConfigError, KnowsamError, NotFoundError, StorageError
 from knowsam.files import write_text
-from knowsam.identity import config_changes, experiment_key
 from knowsam.sweep.locks import FileLock
 from knowsam.sweep.spec import Search, Sweep, resolve, run_folder
 

@@ -196,14 +196,14 @@ def die_with(parent: int) -> None:
             os._exit(INTERRUPTED)
 
 
-def _command(plan: dict[str, Any], config: Path, run: Path) -> list[str]:
+def _command(plan: dict[str, Any], experiment: Path, run: Path) -> list[str]:
     if plan["command"]:
-        return [part.replace("{config}", str(config)).replace("{run}", str(run)) for part in plan["command"]]
+        return [part.replace("{config}", str(experiment)).replace("{run}", str(run)) for part in plan["command"]]
     processes = plan["launcher"].get("gpus_per_trial", 0)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     # A search may not look at the test split: the best of many settings would have been chosen on it.
     score = [] if plan["search"] else ["--evaluate"]
-    return [sys.executable, *launch, "-m", "knowsam", "train", str(config), f"run={run}", *score]
+    return [sys.executable, *launch, "-m", "knowsam", "train", str(experiment), f"run={run}", *score]
 
 
 def best_dice(run: Path) -> float | None:

@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from knowsam.cli.loading import load_run
 from knowsam.cli.main import run_command
 from knowsam.inference import export as exporting
+from knowsam.runs import load_run
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_mistakes(run, tmp_path, monkeypatch, capsys):
 def test_the_other_formats_also_of_the_published_networks(lab, tmp_path, file_format, rows):
     if file_format == "onnx":
         pytest.importorskip("onnxscript")
-    assert lab.train(tmp_path / "run", "train.max_steps=200", f"published_code={rows}", "method.mixing=false") == 0
+    assert lab.train(tmp_path / "run", "train.max_steps=200", f"published_code={rows}", "method.mix=null") == 0
     (tmp_path / "out").mkdir()
     file = tmp_path / "out" / f"net.{file_format}"
     assert export(tmp_path / "run", "--format", file_format, "-o", file, "--example") == 0

@@ -78,9 +78,9 @@ def test_other_ranks_leave_the_telling_to_rank_zero(command, capsys, monkeypatch
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(cli, "RANK_ZERO_HEAD_START", 0.0)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    told = DataError("split is empty")
-    told.told_by_main = True
-    command(told)
+    reported = DataError("split is empty")
+    reported.reported_by_main = True
+    command(reported)
     assert cli.main(["fake"]) == 65
     assert capsys.readouterr().err == ""
     command(DataError("only here"))

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from knowsam.build import AbsentSAM
-from knowsam.cli.loading import load_run
 from knowsam.cli.main import run_command
+from knowsam.runs import load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,7 +68,7 @@ def test_masks_are_those_that_evaluation_scores(lab, runs, tmp_path):
     from knowsam import build
     from knowsam.inference.predict import predict_cases
 
-    loaded = load_run(str(runs["knowsam"]))
+    loaded = load_run(str(runs["knowsam"]), sam=True)
     source = build.build_source(loaded.config)
     (tmp_path / "in").mkdir()
     for case in source.eval_ids("test"):
@@ -100,11 +100,11 @@ def test_one_file_and_all_that_there_is(runs, pictures, tmp_path):
 
 @pytest.mark.parametrize("name", ["knowsam", "teacher"])
 def test_outputs_without_sam_are_those_of_the_whole_method(runs, name):
-    whole, lean = load_run(str(runs[name])), load_run(str(runs[name]), sam=False)
+    whole, lean = load_run(str(runs[name]), sam=True), load_run(str(runs[name]))
     guides = [m for m in lean.method.modules() if isinstance(m, AbsentSAM)]
-    assert len(guides) == 1 and not any("sam_guide." in key for key in lean.method.state_dict())
+    assert len(guides) == 1 and not any("sam_teacher.guide." in key for key in lean.method.state_dict())
     outputs = [o for o in whole.method.outputs() if o != "sam"]
-    assert list(lean.method.deployable()) == outputs
+    assert list(lean.method.networks()) == outputs
     images = torch.rand(2, 3, *2 * (whole.config.data.image_size,))
     whole.method.eval()
     with torch.no_grad():
@@ -120,12 +120,12 @@ def test_a_method_that_looks_into_sam_gets_it(lab, tmp_path, monkeypatch):
         "class Curious(KnowSAM):\n"
         "    def __init__(self, students, sam_guide, max_steps):\n"
         "        super().__init__(students, sam_guide, max_steps)\n"
-        "        self.depth = len(sam_guide.image_encoder.blocks)\n"
+        "        self.depth = len(sam_guide.sam.image_encoder.blocks)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert lab.train(tmp_path / "run", "train.max_steps=1", "method.name=curious:Curious") == 0
     loaded = load_run(str(tmp_path / "run"), sam=False)
-    assert loaded.method.depth > 0 and list(loaded.method.deployable()) == ["fusion", "unet", "vnet"]
+    assert loaded.method.depth > 0 and list(loaded.method.networks()) == ["fusion", "unet", "vnet"]
 
 
 def test_bad_files_are_told_at_the_end(runs, pictures, tmp_path, capsys):

@@ -43,11 +43,17 @@ def test_dry_run_shows_what_would_be_trained(lab, tmp_path, capsys, monkeypatch)
         assert piece in text, piece
     for term in ("seg_fusion", "skd_unet", "consistency_vnet", "sam"):
         assert term in text, term
-    for piece in ("parameters", "trainable", "image_encoder", "fusion_head"):
+    for piece in ("parameters", "trainable", "prompt_generator", "fusion_head"):
         assert piece in text, piece
     assert "train 12 cases (6 labelled), val 2, test 2; evaluated outputs: fusion, unet, vnet, sam" in text
     assert "RANDOM weights" in text
     assert list(tmp_path.iterdir()) == []  # nothing is written
+
+
+def test_dry_run_says_what_the_experiment_names_without_effect(capsys):
+    experiment = ROOT / "experiments" / "quickstart.yaml"
+    assert train(experiment, "method.name=supervised", "--dry-run") == 0
+    assert "note: students.vnet has no effect: supervised trains unet" in capsys.readouterr().out
 
 
 def test_one_batch_is_overfitted(lab, capsys):
@@ -238,7 +244,7 @@ def test_shipped_experiment_runs_tiny(path):
         "data.image_size=64",
         "data.labelled_batch=2",
         f"data.unlabelled_batch={min(2, first.data.unlabelled_batch)}",
-        "sam.variant=tiny",
+        "sam.encoder={name: vit_tiny}",
         "sam.weights=null",
         "train.max_steps=10",
     ]
@@ -251,7 +257,7 @@ def test_shipped_experiment_runs_tiny(path):
     streams = build.build_streams(config, build.build_source(config))
     method = build.build_method(config).method.train()
     optimizers = build.build_optimizers(config, method)
-    batch = build.build_augmenter(config)(*streams[0], seed=derive_seed(0, "augment", 0, 0))
+    batch = build.build_augmenter(config)(streams[0], seed=derive_seed(0, "augment", 0, 0))
     assert batch.mask.max() < config.num_classes
     for step in (0, 9):
         out = method(batch, step)

@@ -1,32 +1,32 @@
 """What is refused before anything costly is done, and what a changed dataset does to a resumed run."""
 
+import importlib
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from knowsam import components
 from knowsam.cli.main import run_command
 from knowsam.config import load_config
 from knowsam.engine.checkpoint import save_checkpoint
-from knowsam.models.sam import variants
 
 
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("sam.variant=tinny", "sam.variant: there is no variant 'tinny'; did you mean 'tiny'?"),
+        ("sam.encoder={name: vit_tinny}", "there is no encoder 'vit_tinny'; did you mean 'vit_tiny'?"),
         ("sam.tuning={name: adaptr}", "sam.tuning.name: there is no tuning 'adaptr'; did you mean 'adapter'?"),
         ("sam.tuning.ratoi=1", "tuning 'adapter' has no parameter 'ratoi'; did you mean 'ratio'?"),
         ("sam.prompt.tokens=two", "sam.prompt.tokens: must be int, got 'two'"),
-        ("method.mix_pick=foo", "method.mix_pick: must be one of ['most_uncertain', 'least_uncertain'], got 'foo'"),
+        ("method.mix.pick=foo", "method.mix.pick: must be one of ['most_uncertain', 'least_uncertain'], got 'foo'"),
         ("optim.sam.schedule=cosin", "optim.sam.schedule: must be one of"),
         ("optim.sam.warmup=-1", "optim.sam: warmup must be >= 0, got -1"),
-        ("method.skd_confidence_threshold=7", "skd_confidence_threshold must be in 0..1, got 7"),
-        ("method.skd_temperature=0", "skd_temperature must be > 0, got 0"),
+        ("method.skd.confidence_threshold=7", "confidence_threshold must be in 0..1, got 7"),
+        ("method.skd.temperature=0", "temperature must be > 0, got 0"),
         ("data.classes=[background, mean]", "a class cannot be called 'mean'"),
-        ("optim.extra={name: adam}", "optim has a block for extra; the method trains subnets, sam"),
+        ("optim.subnet={name: adam}", "block for subnet; the method trains subnets, sam; did you mean 'subnets'?"),
+        ("sam.tuning.1.ratio=1", "of a list of several, an entry is set by its number"),
         ("train.precision=fp16", "fp16"),
         ("students.unet.channels=[4, -8]", "students.unet"),
     ],
@@ -38,16 +38,15 @@ def test_mistakes_end_before_the_cache_is_built(lab, tmp_path, monkeypatch, caps
     assert says in error and "Traceback" not in error
 
 
+def test_a_group_that_is_not_trained_is_said(lab, tmp_path, capsys):
+    assert lab.train(tmp_path / "run", "optim.extra={name: adam}", "train.max_steps=1") == 0
+    assert "note: optim.extra has no effect: the method trains subnets, sam" in capsys.readouterr().out
+
+
 def test_absent_sam_weights_say_where_they_were_looked_for(lab, tmp_path, capsys):
     assert lab.train(tmp_path / "run", "sam.weights=weights/sam_vit_b_01ec64.pth") == 66
     error = capsys.readouterr().err
     assert "data/weights/sam_vit_b_01ec64.pth" in error and "sam.weights=null" in error
-
-
-def test_the_tables_of_the_configuration_are_those_of_sam():
-    assert set(components.SAM_VARIANTS) == set(variants.VARIANTS)
-    assert set(components.TUNINGS) == set(variants.TUNINGS)
-    assert set(components.PROMPT_GENERATORS) == set(variants.PROMPT_GENERATORS)
 
 
 def test_a_supervised_run_may_use_every_label(lab, tmp_path):
@@ -222,6 +221,30 @@ def test_code_from_outside_is_kept_with_the_run(lab, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "code" / "mine_kept.py").read_text() == text
     assert lab.train(tmp_path / "own", "method.name=supervised", "train.max_steps=1") == 0
     assert not (tmp_path / "own" / "code").exists()
+
+
+def test_code_is_kept_as_far_as_it_is_used(tmp_path, monkeypatch):
+    """Not what was imported for other ends before; but what the run's modules reach, and what is imported late."""
+    from knowsam.engine.owncode import OwnCode
+
+    for name, text in {
+        "code_used": "from code_reached import value\nimport code_pack.part\ndef late():\n    import code_late\n",
+        "code_reached": "def value(): pass\n",
+        "code_late": "x = 1\n",
+        "code_other": "x = 2\n",
+        "code_pack/__init__": "",
+        "code_pack/part": "x = 3\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    used = importlib.import_module("code_used")
+    importlib.import_module("code_other")
+    code = OwnCode(["code_used"])
+    reached = {"code_used", "code_reached", "code_pack", "code_pack.part"}
+    assert set(code.texts()) == reached
+    used.late()
+    assert set(code.texts()) == reached | {"code_late"}
 
 
 def test_names_that_are_nearly_right(lab, tmp_path, capsys, monkeypatch):

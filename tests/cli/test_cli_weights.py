@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import threading
 from dataclasses import replace
 
@@ -261,7 +262,7 @@ def test_the_list_is_plausible_and_says_what_can_be_loaded():
     for name, entry in WEIGHTS.items():
         assert entry.name == name and entry.url.startswith("https://") and entry.url.endswith(entry.file)
         assert len(entry.sha256) == 64 and int(entry.sha256, 16) and entry.size > 10**7
-        assert entry.loadable == (entry.variant in components.SAM_VARIANTS)
+        assert entry.loadable == (entry.variant in components.SAM_ENCODERS)
     assert len({entry.sha256 for entry in WEIGHTS.values()}) == len(WEIGHTS)
     assert all(WEIGHTS[name].loadable for name in ("vit_b", "vit_l", "vit_h"))
 
@@ -294,13 +295,16 @@ def test_fetch_puts_the_file_where_experiments_look(toy, capsys):
     assert run_command("weights", ["fetch", "toy"]) == 0
     assert "here already" in capsys.readouterr().out
 
-    from knowsam.build import _weights_file
+    from knowsam.build import build_sam_guide
+    from knowsam.config import load_text
 
-    assert _weights_file("weights/toy.pth") == toy
+    experiment = load_text({"sam": {"encoder": {"name": "vit_tiny"}, "weights": "weights/toy.pth"}})
+    with pytest.raises(CheckpointError, match=re.escape(str(toy))):  # found, and no checkpoint of SAM
+        build_sam_guide(experiment)
     toy.unlink()
-    with pytest.raises(NotFoundError) as caught:
-        _weights_file("weights/toy.pth")
-    assert str(toy) in str(caught.value) and "knowsam weights fetch vit_b" in caught.value.hint
+    with pytest.raises(NotFoundError, match=re.escape(str(toy))) as caught:
+        build_sam_guide(experiment)
+    assert "knowsam weights fetch vit_b" in caught.value.hint and "sam.weights=null" in caught.value.hint
 
 
 def test_fetch_elsewhere_says_what_to_set(toy, tmp_path, capsys):

@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import os
+import re
 import zlib
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 
 from knowsam import build
-from knowsam.compat.keys import GUIDE_RULES, STUDENT_RULES, translate
+from knowsam.compat.keys import GUIDE, GUIDE_RULES, SAM, STUDENT_RULES, translate
 from knowsam.compat.rows import ROWS
 from knowsam.config import parse_config
 from knowsam.data.batch import Batch
@@ -58,11 +60,11 @@ class Golden:
         images = torch.from_numpy(self.arrays["images"][step]).float() / 255
         masks = torch.from_numpy(self.arrays["labels"][step]).long()
         half = len(images) // 2
-        return Batch(images[:half], masks[:half], images[half:], images[half:])
+        return Batch(images[:half], masks[:half], images[half:], (images[half:],))
 
     def config(self, published_code=True):
         """As the golden data were made: no dropout, mixing from step 4 on, 1,000 steps."""
-        return experiment(published_code, self.num_classes, self.side, "mix_start: 0.003")
+        return experiment(published_code, self.num_classes, self.side, "mix: {start: 0.003}")
 
     def method(self, published_code=True):
         """A method with the initial weights; what the published code lacks is random."""
@@ -86,7 +88,11 @@ def experiment(published_code, num_classes: int, side: int, method: str):
 published_code: {json.dumps(rows)}
 data: {{classes: {json.dumps(classes)}, image_size: {side}}}
 students: {{unet: {{name: unet, dropout: [0, 0, 0, 0, 0]}}, vnet: {{name: vnet}}}}
-sam: {{variant: tiny, train: tuned, tuning: {{name: adapter}}, prompt: {{dropout: 0.0}}}}
+sam:
+  encoder: {{name: vit_tiny, out_channels: 256}}
+  tuning: [{{name: adapter}}]
+  prompt: {{dropout: 0.0}}
+  train: [tuning, prompt]
 method: {{name: knowsam, {method}}}
 train: {{max_steps: 1000}}
 """,
@@ -103,7 +109,13 @@ def keyed(key: str, like: torch.Tensor) -> torch.Tensor:
     """A weight as a function of its name and shape, the same for whatever else a network holds; float32."""
     if not like.is_floating_point():
         return torch.zeros_like(like)
-    return torch.from_numpy(_keyed(key, tuple(like.shape)).copy())
+    return torch.from_numpy(_keyed(as_recorded(key), tuple(like.shape)).copy())
+
+
+def as_recorded(key: str) -> str:
+    """What a parameter was called when the small golden numbers were made, by knowsam 0.1."""
+    key = key.replace(".network.", ".").replace("sam_teacher.guide.sam.", "sam_guide.")
+    return re.sub(r"(\.adapters\.\w+)\.0\.", r"\1.", key.replace("sam_teacher.guide.", "sam_guide."))
 
 
 @lru_cache(maxsize=2000)
@@ -124,20 +136,18 @@ def _keyed(key: str, shape: tuple[int, ...]) -> np.ndarray:
 def forward(method, images: torch.Tensor, stride: int = 1) -> dict[str, np.ndarray]:
     """Every quantity that the golden data hold of a forward pass, in eval mode; every ``stride``-th pixel."""
     method.eval()
-    guide = method.sam_guide
+    guide = method.sam_teacher.guide
     logits = method.students(images)
     embedding = guide.encode(images)
-    sparse, dense = guide.prompt_generator(embedding)
-    prompt = guide.embed_masks(embedding, logits["fusion"])
-    prompt = prompt if dense is None else prompt + dense
-    low = guide.mask_decoder(embedding, guide.positions(), sparse, prompt)  # (B, K, 4E, 4E)
+    prompts = replace(guide.prompts(embedding), masks=logits["fusion"])
+    low = guide.sam.decode(embedding, prompts).low_res[:, :, 0]  # (B, K, 4E, 4E)
     full = guide(images, logits["fusion"])
     found = {
         "unet_logits": logits["unet"][..., ::stride, ::stride],
         "vnet_logits": logits["vnet"][..., ::stride, ::stride],
         "fusion_logits": logits["fusion"][..., ::stride, ::stride],
-        "image_embedding": embedding,
-        "prompt_tokens": sparse.transpose(0, 1),
+        "image_embedding": embedding.image,
+        "prompt_tokens": prompts.sparse.transpose(0, 1),
         "sam_low_res_logits": low,
         "sam_logits": full[..., ::stride, ::stride],
     }
@@ -192,7 +202,7 @@ def rates_after(config, method, step: int) -> dict[str, float]:
 
 SMALL_CLASSES, SMALL_SIDE, SMALL_STRIDE = 4, 64, 8
 # In mid-climb of every ramp, mixing in the second step; small updates, as these magnify other machines' rounding.
-SMALL_STEPS, SMALL_METHOD = (300, 301), "mix_start: 0.3"
+SMALL_STEPS, SMALL_METHOD = (300, 301), "mix: {start: 0.3}"
 
 
 def small_config(published_code):
@@ -204,8 +214,14 @@ def small_config(published_code):
 def small_method(config):
     """A method with weights by name."""
     method = build.build_method(config).method
-    method.load_state_dict({key: keyed(key, tensor) for key, tensor in method.state_dict().items()})
+    method.load_state_dict({key: keyed(first_name(key), tensor) for key, tensor in method.state_dict().items()})
     return method
+
+
+def first_name(key: str) -> str:
+    """What a weight was called when the golden numbers were made: the weights that they are of are made of names."""
+    key = key.replace(f"{SAM}.", f"{GUIDE}.", 1)
+    return re.sub(r"\.adapters\.(\w+)\.0\.", r".adapters.\1.", key)
 
 
 def small_batch(step: int) -> Batch:
@@ -224,7 +240,7 @@ def small_batch(step: int) -> Batch:
     noise = 0.1 * draws.rand(2, 3, SMALL_SIDE, SMALL_SIDE).astype(np.float32)
     weak = torch.from_numpy(images[2:])
     strong = 0.9 - 0.8 * weak + torch.from_numpy(noise)  # unlike enough for SAM to answer otherwise
-    return Batch(torch.from_numpy(images[:2]), torch.from_numpy(masks[:2]), weak, strong)
+    return Batch(torch.from_numpy(images[:2]), torch.from_numpy(masks[:2]), weak, (strong,))
 
 
 def small_forward(method) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from knowsam import build
 from knowsam.cli.main import run_command
 from knowsam.compat.keys import GUIDE_RULES, our_name, translate
 from knowsam.compat.rows import ROWS
-from knowsam.compat.sam import guide_arguments
+from knowsam.compat.sam import sam_blocks
 from knowsam.config import parse_config
 from knowsam.engine.checkpoint import load_checkpoint
 from knowsam.inference.predict import predict_case
@@ -114,10 +114,9 @@ def test_names_and_shapes_of_the_full_size():
     trained = sum(size for key, size in sizes.items() if "Adapter" in key or key.startswith("super_prompt"))
     assert (round(sum(sizes.values()) / 1e6, 2), round(trained / 1e6, 1)) == (115.65, 22.0)
     with torch.device("meta"):
-        guide, _ = build_sam_guide(
-            "vit_b", 256, tuning={"name": "adapter"}, prompt={"dense": False}, **guide_arguments(ROWS)
-        )
-        own = {f"sam_guide.{key}": tensor for key, tensor in guide.state_dict().items()}
+        blocks = sam_blocks(ROWS, {"encoder": "vit_b", "tuning": "adapter"})
+        guide, _ = build_sam_guide(**blocks, image_size=256)
+        own = {f"sam_teacher.guide.{key}": tensor for key, tensor in guide.state_dict().items()}
         found = translate({key: torch.empty(shape) for key, shape in shapes.items()}, own, GUIDE_RULES)
     assert found.complete and set(found.state) == set(own)
     assert found.resized == {"image_encoder.pos_embed": ((1, 64, 64, 768), (1, 16, 16, 768))}
@@ -138,7 +137,7 @@ def test_every_tensor_is_where_it_belongs(run, weights):
     resized = torch.nn.functional.interpolate(
         expected["image_encoder.pos_embed"].permute(0, 3, 1, 2), (16, 16), mode="bicubic", align_corners=False
     )
-    torch.testing.assert_close(own["sam_guide.image_encoder.pos_embed"], resized.permute(0, 2, 3, 1))
+    torch.testing.assert_close(own["sam_teacher.guide.sam.image_encoder.pos_embed"], resized.permute(0, 2, 3, 1))
 
 
 def test_the_report_and_what_is_not_known(run, capsys, files, study, tmp_path):
@@ -175,7 +174,7 @@ def test_a_converted_run_is_evaluated_as_any_other(run):
     images, masks = pictures(CLASSES)
     for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
         labels = predict_case(method.predict, image, image_size=256, batch_size=1, device="cpu")
-        assert list(labels) == ["unet", "vnet", "fusion", "sam"]
+        assert list(labels) == ["fusion", "unet", "vnet", "sam"]
         for output in labels:
             np.testing.assert_allclose(
                 scores(run, f"test{i}", output), expected_scores(labels[output], mask, CLASSES), atol=1e-4
@@ -239,7 +238,8 @@ WRONG = {
     ),
     "missing": (
         {"UNet.up1.up.weight": None, "UNet.up1.up.bias": None},
-        r"2 not in the file, by our name: students\.subnets\.unet\.up\.0\.weight, students\.subnets\.unet\.up\.0\.bias",
+        r"2 not in the file, by our name: students\.subnets\.unet\.network\.up\.0\.weight, "
+        r"students\.subnets\.unet\.network\.up\.0\.bias",
     ),
     "unknown": ({"UNet.attention.weight": torch.zeros(1)}, r"1 unknown: UNet\.attention\.weight"),
     "too deep": ({"UNet.down9.maxpool_conv.1.conv_conv.0.bias": torch.zeros(1)}, r"1 unknown: UNet\.down9"),
@@ -297,7 +297,7 @@ def test_a_sam_of_no_known_size(weights, files, tmp_path, capsys):
     blocks = {key: tensor for key, tensor in weights["sam"].items() if not key.startswith("image_encoder.blocks.3")}
     torch.save(blocks, tmp_path / "sam.pth")
     assert convert(tmp_path / "run", files[0], "--sam", tmp_path / "sam.pth") == 80
-    assert re.search(r"96 wide and 3 blocks deep, of no variant .* tiny \(96 wide, 4 deep\)", capsys.readouterr().err)
+    assert re.search(r"96 wide and 3 blocks deep, none .* vit_tiny \(96 wide, 4 deep\)", capsys.readouterr().err)
 
 
 def test_numbers_of_classes_that_disagree(weights, files, tmp_path, capsys):

@@ -179,7 +179,7 @@ def test_rectified_head():
 
 def test_uncertainty_and_pick_of_mixing():
     assert formulas(("mix_least_uncertain",)).uncertainty is entropy_map_nats
-    assert ROWS["mix_least_uncertain"].sets == {"method.mix_pick": "least_uncertain"}
+    assert ROWS["mix_least_uncertain"].sets == {"method.mix.pick": "least_uncertain"}
 
 
 def test_no_rows_are_our_formulas():

@@ -11,7 +11,7 @@ from knowsam.compat.rows import ROWS, select, settings
 from knowsam.config import load_config, parse_config, to_yaml
 from knowsam.errors import ConfigError
 
-ADAPTER = "sam: {tuning: {name: adapter}}"
+ADAPTER = "sam: {tuning: [{name: adapter}]}"
 
 
 def parse(text):
@@ -58,15 +58,15 @@ def test_unknown_row_in_a_file_says_line_and_neighbour():
         ),
         ("published_code: [fusion_xor]\nmethod: {name: supervised}\nfusion: null", "needs fusion: {name: ham} for fus"),
         (
-            f"{ADAPTER}\npublished_code: true\nmethod: {{mix_pick: most_uncertain}}",
-            r"method\.mix_pick: is 'most_uncertain', but row 'mix_least_uncertain' .* makes it 'least_uncertain'",
+            f"{ADAPTER}\npublished_code: true\nmethod: {{mix: {{pick: most_uncertain}}}}",
+            r"method\.mix\.pick: is 'most_uncertain', but row 'mix_least_uncertain' .* makes it 'least_uncertain'",
         ),
         (
             "published_code: [no_dense_prompt]\nsam: {prompt: {dense: true}}",
             r"sam\.prompt\.dense: is True, but row 'no_dense_prompt' of published_code makes it False; leave it out",
         ),
         ("published_code: [random_adapters]\nsam: {tuning: {name: adapter, zero_init: true}}", "makes it False"),
-        ("published_code: [distillation_width_two]\nmethod: {skd_confidence_threshold: 0.5}", r"is 0\.5, but row"),
+        ("published_code: [distillation_width_two]\nmethod: {skd: {confidence_threshold: 0.5}}", r"is 0\.5, but row"),
         ("published_code: [sam_unnormalised]\nsam: {pixel_mean: [123.0, 116.0, 103.0]}", r"pixel_mean: is \[123\.0"),
         ("sam: {omit: [a]}", r"sam has no parameter 'omit' \(it is set by the experiment itself\)"),
         (
@@ -81,22 +81,23 @@ def test_what_cannot_be_is_refused(text, says):
 
 
 def test_the_same_value_may_stand_beside_its_row():
-    config = parse(f"{ADAPTER}\npublished_code: true\nmethod: {{mix_pick: least_uncertain, skd_rampup: 0}}")
+    config = parse(f"{ADAPTER}\npublished_code: true\nmethod: {{mix: {{pick: least_uncertain}}, skd: {{rampup: 0}}}}")
     assert config.published_rows == tuple(ROWS)
 
 
 def test_too_short_a_run_for_the_ramp_is_refused_when_built():
     config = parse(f"{ADAPTER}\npublished_code: [ramp_in_stairs]\ntrain: {{max_steps: 100}}\ndata: {{image_size: 64}}")
-    config.sam |= {"variant": "tiny", "prompt": {"sparse": False}}
+    config.sam |= {"encoder": {"name": "vit_tiny"}, "prompt": {"sparse": False}}
     with pytest.raises(ConfigError, match="a ramp of 100 steps has no 200 stairs"):
         build.build_method(config)
 
 
 def test_other_methods_may_have_the_published_networks():
     rows = ["students_unnormalised", "fusion_rectified", "fusion_xor", "late_learning_rate"]
-    config = parse(f"published_code: {rows}\nmethod: {{name: supervised}}")
+    pair = "students: {unet: {name: unet}, vnet: {name: vnet}}\nfusion: {name: ham}"
+    config = parse(f"published_code: {rows}\nmethod: {{name: supervised}}\n{pair}")
     method = build.build_method(config).method
-    assert (method.students.mean, method.students.std) == (0.0, 1.0)
+    assert method.students.normalisation() == {"mean": 0.0, "std": 1.0}
     assert type(method.students.fusion_head).__name__ == "PublishedFusionHead"
     assert type(build.build_optimizers(config, method)["subnets"]).__name__ == "LateOptimizer"
 
@@ -116,7 +117,7 @@ def test_round_trip_and_command_line(tmp_path):
 def test_it_trains_and_is_evaluated(lab, tmp_path):
     """From the command line, with a short ramp and a stop after two of its steps."""
     run = tmp_path / "run"
-    more = ("published_code=true", "train.max_steps=200", "method.mix_start=0", "--stop-at", "2")
+    more = ("published_code=true", "train.max_steps=200", "method.mix.start=0", "--stop-at", "2")
     assert lab.train(run, *more) == 0
     terms = [record for record in lab.metrics(run) if record["kind"] == "train"]
     assert [record["lr_sam"] for record in terms] == [1e-3, 1e-3]
@@ -150,7 +151,9 @@ def test_settings_name_real_options():
             ("method",): components.METHODS["knowsam"],
             ("sam",): components.SAM_GUIDE,
             ("sam", "tuning"): components.TUNINGS["adapter"],
-            ("sam", "prompt"): components.PROMPT_GENERATORS["learned"],
+            ("sam", "prompt"): components.SAM_PROMPTS["learned"],
+            ("method", "skd"): components.signature(components.METHODS["knowsam"])["skd"].options,
+            ("method", "mix"): components.signature(components.METHODS["knowsam"])["mix"].options,
         }[block, *path]
         parameter = components.signature(target)[name]
         assert components.type_error(value, parameter.annotation) is None

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from compat_lab import keyed, small_config
 
 from knowsam import build
-from knowsam.compat.sam import PaddedFirstBlock, guide_arguments, mask_decoder
+from knowsam.compat.sam import PaddedFirstBlock, PaddedFirstEncoder, mask_decoder, sam_blocks
 from knowsam.errors import CheckpointError
-from knowsam.models.sam import build_sam_guide
+from knowsam.models.sam import build_sam
 from knowsam.models.sam.encoder import SamBlock
+from knowsam.models.sam.mask_decoder import SamMaskDecoder
 from knowsam.models.tuning.adapter import Adapter
 
 MLPS = "mask_decoder.transformer.layers"
@@ -38,7 +39,7 @@ def test_windows_are_padded_before_the_norm():
             q, k, v = block.attn.qkv(tokens.flatten(1, 2)).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
             attended = ((q @ k.transpose(-2, -1)) * 16**-0.5).softmax(-1) @ v
             attended = block.attn.proj(attended.transpose(1, 2).flatten(2)).unflatten(1, (14, 14))
-            adapter = block.adapters["post_attention"]
+            (adapter,) = block.attached("post_attention")
             expected[:, top : top + 14, left : left + 14] = attended + adapter.fc2(F.gelu(adapter.fc1(attended)))
     torch.testing.assert_close(block.attention(x), expected[:, :16, :16], rtol=1e-5, atol=1e-5)
     ours = fill(SamBlock(32, 2, window_size=14, grid_size=16, use_rel_pos=False))
@@ -72,7 +73,7 @@ def test_decoder_equals_a_hand_written_pass():
 
     keys, key_pe, tokens = image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), start
     for index, block in enumerate(transformer.layers):
-        same, beside = block.adapters["post_attention"], block.adapters["parallel_mlp"]
+        (same,), (beside,) = block.attached("post_attention"), block.attached("parallel_mlp")
         tokens = tokens if index == 0 else tokens + start
         tokens = block.norm1(tokens + serial(same, block.self_attn(q=tokens, k=tokens, v=tokens)))
         found = block.cross_attn_token_to_image(q=tokens + start, k=keys + key_pe, v=keys)
@@ -81,7 +82,7 @@ def test_decoder_equals_a_hand_written_pass():
         tokens = block.norm3(tokens + mlp + 0.5 * beside.fc2(F.gelu(beside.fc1(tokens))))
         found = block.cross_attn_image_to_token(q=keys + key_pe, k=tokens + start, v=tokens)
         keys = block.norm4(keys + serial(same, found))
-    last = transformer.adapters["post_attention"]
+    (last,) = transformer.attached("post_attention")
     found = transformer.final_attn_token_to_image(q=tokens + start, k=keys + key_pe, v=keys)
     tokens = serial(last, transformer.norm_final_attn(tokens + serial(last, found)))
 
@@ -92,25 +93,24 @@ def test_decoder_equals_a_hand_written_pass():
 
 @torch.no_grad()
 def test_decoder_without_its_peculiarities_is_ours():
-    args = {"first_residual": False, "positions_stay": False, "adapter_twice": False, "freeze_mlps": False}
-    published = fill(mask_decoder(**args))
-    ours = fill(build_sam_guide("tiny", 64, prompt={"sparse": False})[0].mask_decoder)
+    published = fill(mask_decoder())
+    ours = fill(SamMaskDecoder())
     inputs = (
         torch.randn(2, 256, 4, 4),
         torch.randn(1, 256, 4, 4),
         torch.randn(2, 3, 2, 256),
         torch.randn(2, 3, 256, 4, 4),
     )
-    torch.testing.assert_close(published(*inputs), ours(*inputs), rtol=0, atol=0)
+    torch.testing.assert_close(published(*inputs).low_res, ours(*inputs).low_res, rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
-    """A file of segment-anything's format for the tiny variant, all values by name."""
+    """A file of segment-anything's format for the tiny encoder, all values by name."""
     with torch.device("meta"):
-        guide, _ = build_sam_guide("tiny", 1024, prompt={"sparse": False, "dense": False})
+        sam, _ = build_sam({"name": "vit_tiny", "out_channels": 256}, image_size=1024)
     path = tmp_path_factory.mktemp("official") / "sam.pth"
-    state = {key: keyed(key, torch.empty(t.shape)) for key, t in guide.state_dict().items()}
+    state = {key: keyed(key, torch.empty(t.shape)) for key, t in sam.state_dict().items()}
     torch.save(state, path)
     return path, state
 
@@ -119,7 +119,7 @@ def guide_of(published_code, path):
     config = small_config(published_code)
     config.sam |= {"weights": str(path), "prompt": {"sparse": False}}
     built = build.build_method(config)
-    return built.method.sam_guide, built.load_report
+    return built.method.sam_teacher.guide, built.load_report
 
 
 def test_official_tensors_that_are_dropped(official):
@@ -129,8 +129,8 @@ def test_official_tensors_that_are_dropped(official):
     dropped = [key for key in state if "rel_pos" in key or (key.startswith(MLPS) and ".mlp." in key)]
     assert sorted(report.omitted) == sorted(dropped) and len(dropped) == 16
     assert not report.missing and not report.unexpected
-    assert "left out, as asked" in str(report) and "16" in str(report)
-    own = guide.state_dict()
+    assert "left out" in str(report) and "16" in str(report)
+    own = guide.sam.state_dict()
     assert not any("rel_pos" in key for key in own)
     for key in state:
         if key in own and key not in dropped and "pos_embed" not in key:
@@ -147,7 +147,7 @@ def test_each_drops_its_own(official, row):
     assert {("rel_pos" in key) for key in report.omitted} == {row == "no_relative_positions"}
     assert len(report.omitted) == 8
     mlp = f"{MLPS}.1.mlp.lin2.bias"
-    assert torch.equal(guide.state_dict()[mlp], state[mlp]) == (row != "random_decoder_mlps")
+    assert torch.equal(guide.sam.state_dict()[mlp], state[mlp]) == (row != "random_decoder_mlps")
 
 
 def test_default_loads_everything(official):
@@ -167,8 +167,8 @@ def test_decoder_mlps_stay_frozen_even_where_all_is_trained():
     for published_code, trains in ((["random_decoder_mlps"], False), (False, True)):
         config = small_config(published_code)
         config.sam |= {"train": "all", "prompt": {"sparse": False}}
-        guide = build.build_method(config).method.sam_guide
-        parameters = [p for name, p in guide.named_parameters() if name.startswith(MLPS) and ".mlp." in name]
+        sam = build.build_method(config).method.sam_teacher.guide.sam
+        parameters = [p for name, p in sam.named_parameters() if name.startswith(MLPS) and ".mlp." in name]
         assert len(parameters) == 8 and all(p.requires_grad == trains for p in parameters)
 
 
@@ -176,10 +176,29 @@ def test_adapters_start_at_random():
     for published_code, zero in ((["random_adapters"], False), (False, True)):
         config = small_config(published_code)
         config.sam |= {"prompt": {"sparse": False}}
-        state = build.build_method(config).method.sam_guide.state_dict()
+        state = build.build_method(config).method.sam_teacher.guide.state_dict()
         last = [tensor for key, tensor in state.items() if ".adapters." in key and ".fc2." in key]
         assert len(last) == 2 * (2 * 4 + 5) and all((tensor.abs().sum() == 0) == zero for tensor in last)
 
 
 def test_no_rows_change_nothing_of_the_assembly():
-    assert guide_arguments(()) == {}
+    block = {"encoder": {"name": "vit_b"}, "tuning": [{"name": "adapter"}], "train": "auto"}
+    assert sam_blocks((), block) == block
+
+
+def test_rows_as_blocks():
+    """Each of the experiment's words stays; names given alone, one tuning alone and defaults are understood."""
+    block = {"encoder": {"name": "vit_l", "checkpointing": True}, "prompt": {"tokens": 3}, "tuning": "adapter"}
+    rows = ("windows_padded_first", "no_dense_prompt", "random_adapters", "decoder_positions_stay")
+    assert sam_blocks(rows, block) == {
+        "encoder": {"name": "vit_l", "checkpointing": True, "encoder_type": PaddedFirstEncoder},
+        "prompt": {"name": "learned", "tokens": 3, "dense": False},
+        "tuning": [{"name": "adapter", "zero_init": False}],
+        "decoder": {"name": mask_decoder, "positions_stay": True},
+    }
+    assert block["tuning"] == "adapter" and block["prompt"] == {"tokens": 3}
+    assert sam_blocks(["no_relative_positions"], {})["encoder"] == {"name": "vit_b", "use_rel_pos": False}
+    other = [{"name": "lab:lora", "rank": 2}, {"name": "adapter"}]
+    assert sam_blocks(["random_adapters"], {"tuning": other})["tuning"][0] == other[0]
+    with pytest.raises(ValueError, match=r"SAM's own mask decoder; sam.decoder is 'lab:Decoder'"):
+        sam_blocks(["decoder_adapter_twice"], {"decoder": {"name": "lab:Decoder"}})

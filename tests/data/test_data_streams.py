@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from knowsam.data.batch import Ids
 from knowsam.data.builtin import BuiltIn
 from knowsam.data.cache import build_cache
-from knowsam.data.streams import TwoStreams, derive_seed, stream_indices
+from knowsam.data.streams import FirstBatch, TwoStreams, derive_seed, stream_indices
 from knowsam.errors import DataError
 
 SIDE = 32
@@ -34,7 +35,7 @@ def streams(caches, size=2, seed=3, **where):
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(a, b, strict=True))
 
 
 def test_derive_seed():
@@ -109,6 +110,35 @@ def test_batches_hold_the_cases_of_their_indices(caches):
         assert np.array_equal(batch.unlabelled.numpy(), caches[1].images[data.indices("unlabelled", t)])
 
 
+def test_ids_are_those_of_the_rows(caches):
+    data = streams(caches, second_labelled=True)
+    for t in range(4):
+        ids = data[t].ids
+        for stream, cache in (("labelled", caches[0]), ("unlabelled", caches[1]), ("second", caches[0])):
+            assert (
+                getattr(ids, stream) == tuple(cache.ids[row] for row in data.indices(stream, t)) == data.ids(stream, t)
+            )
+        assert (len(ids.labelled), len(ids.unlabelled), len(ids.second)) == (2, 3, 2)
+
+
+def test_a_second_labelled_batch_is_drawn_apart_and_changes_nothing_else(caches):
+    plain, data = streams(caches), streams(caches, second_labelled=True)
+    for t in range(6):
+        batch = data[t]
+        rows = data.indices("second", t)
+        assert np.array_equal(batch.second.numpy(), caches[0].images[rows])
+        assert np.array_equal(batch.second_mask.numpy(), caches[0].masks[rows])
+        assert same(batch[:3], plain[t][:3]) and batch.ids[:2] == plain[t].ids[:2]
+        assert plain[t].second.shape == (0, 3, SIDE, SIDE) and plain[t].ids.second == ()
+    drawn, again = ([row for t in range(6) for row in data.indices(s, t)] for s in ("labelled", "second"))
+    assert drawn != again and Counter(drawn) == Counter(again), "whole passes over the same cases, in another order"
+
+
+def test_the_first_batch_again_and_again(caches):
+    data = FirstBatch(*caches, labelled_batch=2, unlabelled_batch=3, seed=3)
+    assert all(same(data[t], streams(caches)[0]) for t in (0, 1, 7))
+
+
 def test_a_batch_is_a_copy(caches):
     data = streams(caches)
     before = data[0].labelled.clone()
@@ -147,6 +177,14 @@ def test_loader_is_the_same_for_any_number_of_workers(caches):
         )
         assert np.array_equal(numpy_state, np.random.get_state()[1])
         assert python_state == random.getstate()
+
+
+def test_ids_stay_tuples_on_their_way_to_a_device(caches):
+    data = streams(caches)
+    (loaded,) = data.loader(2, 3)
+    pinned = loaded._replace(ids=Ids(*map(list, loaded.ids)))  # what torch's pinning makes of them
+    for batch in (loaded, loaded.to(torch.device("cpu")), pinned.to(torch.device("cpu"))):
+        assert isinstance(batch.ids, Ids) and batch.ids == data[2].ids
 
 
 def test_loader_of_no_batches(caches):

@@ -7,6 +7,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 
+# Pages whose python blocks run, one after the other in the same names; files that they name are written first.
+RUN = (
+    "skd_in_your_method.md",
+    "extending.md",
+    "writing_a_method.md",
+    "methods_from_papers.md",
+    "extending_sam.md",
+)
+
 # Before a block: why no test of this folder runs it, or which other test does.
 MARKS = ("<!-- not run: ", "<!-- run by: ")
 
@@ -52,3 +61,36 @@ def blocks(page: Path) -> list[Block]:
 def pages() -> list[Path]:
     """Every page."""
     return sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+
+
+def files() -> dict[str, Block]:
+    """File name -> block, of every file that the pages tell one to write."""
+    found = {}
+    for page in RUN:
+        for block in blocks(DOCS / page):
+            if block.file:
+                assert block.file not in found, f"{page}: {block.file} is written twice"
+                found[block.file] = block
+    return found
+
+
+def write_files(folder: Path) -> None:
+    """Write them; experiments inherit from the shipped ones."""
+    for name, block in files().items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(re.sub(r"(?m)^inherits: ", f"inherits: {ROOT}/experiments/", block.text), encoding="utf-8")
+
+
+def section(page: str, title: str) -> str:
+    """Text of a section of a page, up to the next heading, without fenced blocks."""
+    text = re.sub(r"(?ms)^```.*?^```", "", (DOCS / page).read_text(encoding="utf-8"))
+    found = re.search(rf"(?ms)^(#+) {re.escape(title)}\n(.*?)(?=^#{{1,3}} |\Z)", text)
+    assert found, f"{page} has no section {title!r}"
+    return found[2]
+
+
+def first_cells(text: str) -> list[str]:
+    """Names in backticks in the first column of every table of a text, in order."""
+    rows = re.findall(r"(?m)^\| *([^|]*?) *\|", text)
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]

@@ -117,7 +117,7 @@ def test_every_key_of_the_configuration_is_in_the_table(built):
     from dataclasses import fields, is_dataclass
 
     from knowsam import components
-    from knowsam.config import checking, schema
+    from knowsam.config import schema
 
     text = (built / "config_reference.html").read_text(encoding="utf-8")
     tables = re.findall(r'<table class="config-keys.*?</table>', text, re.S)
@@ -132,11 +132,13 @@ def test_every_key_of_the_configuration_is_in_the_table(built):
             default = getattr(kind(), field.name)
             if not (is_dataclass(default) or isinstance(default, dict) or field.name in blocks - {"run"}):
                 assert field.name in keys, field.name
-    given = set().union(*checking.PROVIDED.values())
-    targets = [components.SKD, components.AUGMENTER, components.SAM_GUIDE]
-    for name in ("METHODS", "STUDENTS", "FUSION_HEADS", "SOURCES", "OPTIMIZERS", "TUNINGS", "PROMPT_GENERATORS"):
-        targets += getattr(components, name).values()
-        for component in getattr(components, name):
+    given = set().union(*components.OFFERED.values())
+    targets = [components.SKD, components.SAM_GUIDE]
+    tables = [getattr(components, name) for name in ("METHODS", "STUDENTS", "FUSION_HEADS", "SOURCES", "OPTIMIZERS")]
+    tables += [components.AUGMENTERS, *(table for table, _ in components.SAM_PARTS.values())]
+    for table in tables:
+        targets += table.values()
+        for component in table:
             assert f"name: {component}" in re.sub(r"<[^>]+>", "", text)
     for target in targets:
         for key in components.signature(target):
@@ -156,7 +158,10 @@ def test_every_key_has_a_meaning(monkeypatch):
     plain = {"name", "seed", "precision", "validate_outputs", "tensorboard"}
     assert [pair for pair in found if pair[1] not in plain and pair[0] != "optim.<group>"] == []
     keys = {(block.place, block.component, key.name): key for block in config_keys.blocks() for key in block.keys}
-    assert keys["method", "knowsam", "mix_start"].default == "0.24"
+    assert keys["method", "knowsam", "mix.start"].default == "0.24"
+    assert keys["sam.encoder", "vit_tiny", "out_channels"].default == "64"
+    summaries = {block.component: block.summary for block in config_keys.blocks() if block.place == "method"}
+    assert "students: {unet: {name: unet}}" in summaries["supervised"] and "name: ham" in summaries["knowsam"]
     assert keys["data.source", "image_folder", "root"].default == "required"
     assert keys["data", "", "classes"].default == "[background, lesion]"
 
@@ -166,6 +171,8 @@ def test_the_reference_documents_what_is_public_and_nothing_private(built):
 
     package = Path(knowsam.__file__).parent
     text = {page.stem: page.read_text(encoding="utf-8") for page in (built / "api").glob("*.html")}
+    for module, page in {"api": "python", "runs": "python", "errors": "python", "needs": "methods"}.items():
+        assert f'id="module-knowsam.{module}"' in text[page], f"{module} is not in the reference"
     for room in ("losses", "models", "methods", "metrics", "data", "inference", "engine"):
         for file in (package / room).rglob("*.py"):
             names = [part for part in file.relative_to(package).with_suffix("").parts if part != "__init__"]
@@ -179,7 +186,9 @@ def test_the_reference_documents_what_is_public_and_nothing_private(built):
     private = [a for a in anchors if a.startswith("knowsam.") and any(p.startswith("_") for p in a.split("."))]
     assert private == []
     losses = importlib.import_module("knowsam.losses")
-    for name in losses.__all__:
+    functions = [name for name in losses.__all__ if callable(getattr(losses, name))]
+    assert len(functions) > 10 and "knowsam.losses.pixels.IGNORE" in anchors
+    for name in functions:
         assert f"knowsam.losses.{getattr(losses, name).__module__.rpartition('.')[2]}.{name}" in anchors
 
 

@@ -6,13 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from docs_blocks import DOCS, ROOT, blocks, pages
+from docs_blocks import DOCS, ROOT, RUN, blocks, files, pages
 
 from knowsam.cli.main import run_command
 from knowsam.config import load_config
 
-# Pages whose python blocks run here, one after the other in the same names.
-RUN = ("skd_in_your_method.md", "extending.md")
 SHORT = (
     "train.max_steps=2",
     "train.validate_every=2",
@@ -22,44 +20,17 @@ SHORT = (
     "train.tensorboard=false",
     "data.labelled_batch=1",
     "data.unlabelled_batch=1",
+    "data.image_size=32",
 )
 FEW = ("data.source={name: builtin, train: 12, val: 2, test: 2, size: 64}", "data.labelled=labelled_50pct")
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """The files that extending.md tells one to write, importable; experiments inherit from the shipped ones."""
-    folder = tmp_path_factory.mktemp("my_checkout")
-    for page in RUN:
-        for block in blocks(DOCS / page):
-            if block.file:
-                path = folder / block.file
-                path.parent.mkdir(exist_ok=True)
-                text = re.sub(r"(?m)^inherits: ", f"inherits: {ROOT}/experiments/", block.text)
-                path.write_text(text, encoding="utf-8")
-    sys.path.insert(0, str(folder))
-    yield folder
-    sys.path.remove(str(folder))
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("my_lab", "test_my_losses")]:
-        del sys.modules[name]
-
-
 @pytest.mark.parametrize("page", RUN)
-def test_the_blocks_of_a_page_run_in_turn(page):
-    from knowsam.models.sam import PROMPT_GENERATORS, TUNINGS
-
-    tables = [(table, dict(table)) for table in (PROMPT_GENERATORS, TUNINGS)]
-    code = [block for block in blocks(DOCS / page) if block.language == "python" and not block.file]
-    assert any(not block.not_run for block in code)
+def test_the_blocks_of_a_page_run_in_turn(page, written):
     names: dict = {"__name__": "page"}
-    try:
-        for number, block in enumerate(code):
-            if not block.not_run:
-                exec(compile(block.text, f"{page}, block {number}", "exec"), names)
-    finally:
-        for table, before in tables:
-            table.clear()
-            table.update(before)
+    for number, block in enumerate(b for b in blocks(DOCS / page) if b.language == "python" and not b.file):
+        if not block.not_run:
+            exec(compile(block.text, f"{page}, block {number}", "exec"), names)
 
 
 def test_skd_reaches_the_student_and_sam_learns_from_labels_alone():
@@ -86,44 +57,37 @@ def test_skd_reaches_the_student_and_sam_learns_from_labels_alone():
     assert any(sam[own:]) and not any(sam[:own])
 
 
-@pytest.mark.parametrize(
-    ("experiment", "words"),
-    [
-        ("pseudo_label", ()),
-        ("pseudo_label", ("skd={weight: 1.0}",)),
-        ("symmetric", ()),
-        ("dilated", ("method.name=supervised",)),
-        ("mean_teacher_skd", ()),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "+".join(w.partition("=")[0] for w in value) or "as it is",
-)
-def test_an_experiment_of_the_page_trains(written, tmp_path, experiment, words):
-    run = tmp_path / "run"
-    file = str(written / "experiments" / f"{experiment}.yaml")
-    assert run_command("train", [file, f"run={run}", *SHORT, *FEW, "sam.prompt={sparse: false}", *words]) == 0
+def experiments() -> list[str]:
+    """Every experiment of the pages but those of data and libraries that are not here."""
+    names = [name.removeprefix("experiments/") for name in files() if name.startswith("experiments/")]
+    return [name for name in names if name not in ("npz.yaml", "timm.yaml")]
+
+
+@pytest.mark.parametrize("experiment", experiments())
+def test_an_experiment_of_a_page_trains(written, tmp_path, experiment):
+    file, run = str(written / "experiments" / experiment), tmp_path / "run"
+    assert run_command("train", [file, f"run={run}", *SHORT, *FEW]) == 0
     assert (run / "best.pt").is_file()
 
 
-def test_the_method_of_the_page_keeps_the_contract(written):
-    """Every trainable parameter is reached, at the first step and later."""
-    import torch
-    from my_lab.methods import PseudoLabel
+def test_an_experiment_with_encoders_of_timm_is_right_as_far_as_its_text_goes(written):
+    students = load_config(written / "experiments" / "timm.yaml").students
+    assert [block["name"] for block in students.values()] == ["timm_unet", "timm_unet"]
 
-    from knowsam.data.batch import Batch
-    from knowsam.models.fusion import FusionHead
-    from knowsam.models.students import Students
 
-    nets = {name: torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1)) for name in ("a", "b")}
-    method = PseudoLabel(Students(nets, FusionHead(3)), 10, threshold=0.0).train()
-    batch = Batch(torch.rand(2, 3, 16, 16), torch.randint(3, (2, 16, 16)), *torch.rand(2, 1, 3, 16, 16))
-    for step in (0, 9):
-        method.zero_grad(set_to_none=True)
-        out = method(batch, step)
-        sum(out.losses.values()).backward()
-        assert all(p.grad is not None for p in method.trainable_groups()["subnets"])
-    assert set(method.eval().predict(batch.labelled)) == set(method.outputs())
-    with pytest.raises(ValueError, match="threshold"):
-        PseudoLabel(Students(nets), 10, threshold=2.0)
+def test_methods_of_the_pages_are_those_that_are_tried_from_outside():
+    """One text: what tests/outside trains, resumes, replicates and exports."""
+    outside = {path.name: path for path in (ROOT / "tests" / "outside" / "outside_lab").glob("[a-z]*.py")}
+    shown = {name.removeprefix("my_lab/"): block for name, block in files().items()}
+    for name, path in outside.items():
+        code = shown[name].text.partition("\n")[2]
+        assert code == path.read_text(encoding="utf-8"), f"my_lab/{name} of the pages is not {path}"
+
+
+@pytest.mark.parametrize("method", ["cutmix:CutMixTeacher", "rounds:Rounds", "options:TwoViews"])
+def test_other_methods_of_the_pages_keep_the_contract(written, method, capsys):
+    assert run_command("check-method", [f"my_lab.{method}", "--skd", "--classes", "3", "--image-size", "32"]) == 0
+    assert capsys.readouterr().out.count("keeps the contract") == 2
 
 
 def test_the_loss_and_its_test(written):
@@ -174,7 +138,7 @@ def test_the_study_of_the_page_on_experiments_inherits_as_it_says(tmp_path):
     config, base = load_config(path), load_config(ROOT / "experiments" / "base" / "small.yaml")
     assert config.method == {"name": "mean_teacher", "consistency_weight": 5.0}
     assert "entropy_weight" in base.method
-    assert config.optim == base.optim and config.students == base.students
+    assert config.optim == base.optim and config.students == {"unet": {"name": "unet"}}  # Mean Teacher's own
     assert config.train.max_steps == 300 and config.train.precision == base.train.precision
 
 

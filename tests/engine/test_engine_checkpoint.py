@@ -210,10 +210,20 @@ def test_missing_files(tmp_path, capsys):
 def test_newer_schema_is_refused_even_with_a_predecessor(tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "last.pt", _state(1))
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "SCHEMA_VERSION", 2)
+        patch.setattr(checkpoint, "SCHEMA_VERSION", 99)
         save_checkpoint(tmp_path / "last.pt", _state(2))
-    with pytest.raises(CheckpointError, match="schema 2"):
+    with pytest.raises(CheckpointError, match="schema 99"):
         load_checkpoint(tmp_path / "last.pt")
+
+
+def test_a_checkpoint_of_before_is_refused_naming_its_version(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "SCHEMA_VERSION", 1)
+        patch.setattr(checkpoint.knowsam, "__version__", "0.1.0")
+        save_checkpoint(tmp_path / "last.pt", _state(2))
+    with pytest.raises(CheckpointError, match=r"written by knowsam 0\.1\.0 .checkpoint schema 1.") as caught:
+        load_checkpoint(tmp_path / "last.pt")
+    assert "Use knowsam 0.1.0 for this run" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def _two(rank: int, port: int) -> None:
     assert distributed.call_on_main(lambda: rank + 5) == 5
     with pytest.raises(DataError, match="bad list") as caught:
         distributed.call_on_main(_fail, DataError("bad list", hint="mend it"))
-    assert caught.value.hint == "mend it" and getattr(caught.value, "told_by_main", False) == (rank == 1)
+    assert caught.value.hint == "mend it" and caught.value.reported_by_main == (rank == 1)
     with pytest.raises(ZeroDivisionError if rank == 0 else KnowsamError, match="division"):
         distributed.call_on_main(lambda: 1 // 0)
 

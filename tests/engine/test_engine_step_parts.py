@@ -21,8 +21,7 @@ from knowsam.models.sam import build_sam_guide
 
 @pytest.fixture
 def guard(tmp_path):
-    stream = SimpleNamespace(ids=["a", "b", "c"])
-    streams = SimpleNamespace(batch={"labelled": 1}, labelled=stream, indices=lambda name, t: [t % 3])
+    streams = SimpleNamespace(batch={"labelled": 1}, ids=lambda stream, t: ("abc"[t % 3],))
     return lambda late: StepGuard(streams, RunFolder(tmp_path), torch.device("cpu"), late=late)
 
 
@@ -84,7 +83,7 @@ def test_every_optimizer_of_ours_skips_on_the_device(make):
 
 def test_compiled_parts_train_the_same_without_a_graph_break(lab, tmp_path):
     # Without dropout, which draws other numbers where it is compiled.
-    words = ["train.max_steps=2", "method.mix_start=0.0", "train.tensorboard=false", "students.unet.dropout=[0.0,0.0]"]
+    words = ["train.max_steps=2", "method.mix.start=0.0", "train.tensorboard=false", "students.unet.dropout=[0.0,0.0]"]
     assert lab.train(tmp_path / "plain", *words) == 0
     torch._dynamo.reset()
     assert lab.train(tmp_path / "compiled", *words, "train.compile=eager") == 0
@@ -118,7 +117,7 @@ def test_spans_reach_the_collector_only_while_it_collects():
 
 def test_frozen_weights_in_bf16_change_nothing_under_autocast():
     torch.manual_seed(0)
-    guide, _ = build_sam_guide("tiny", 64, 2, tuning={"name": "adapter"}, train="tuned")
+    guide, _ = build_sam_guide("vit_tiny", image_size=64, num_classes=2, tuning="adapter", train=["tuning", "prompt"])
     guide.eval()
     images, coarse = torch.rand(2, 3, 64, 64), torch.randn(2, 2, 64, 64)
 
@@ -179,7 +178,7 @@ def test_the_allocator_is_left_alone_where_somebody_has_set_it(set_to, kept):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_inductor_computes_the_same(lab, tmp_path, precision):
     # Whole parts of KnowSAM, SAM's decoder among them, whose transposes broke inductor's bfloat16 on CPUs.
-    words = ["method.mix_start=0.25", "train.max_steps=2", "train.log_every=1", f"train.precision={precision}"]
+    words = ["method.mix.start=0.25", "train.max_steps=2", "train.log_every=1", f"train.precision={precision}"]
     assert lab.train(tmp_path / "plain", *words) == 0
     assert lab.train(tmp_path / "compiled", *words, "train.compile=inductor") == 0
     plain, compiled = (

@@ -90,8 +90,8 @@ def launched(lab, tmp_path_factory):
     (top / "strange" / "notes.txt").write_text("not a run")
     steps = ("train.max_steps=4", "train.checkpoint_every=2", "train.validate_every=2")
     plans = {
-        "knowsam": lab.words(top / "knowsam", *steps, "method.mix_start=0.25"),
-        "bf16": lab.words(top / "bf16", *steps, "method.mix_start=0.25", "train.gradient_exchange=bf16"),
+        "knowsam": lab.words(top / "knowsam", *steps, "method.mix.start=0.25"),
+        "bf16": lab.words(top / "bf16", *steps, "method.mix.start=0.25", "train.gradient_exchange=bf16"),
         "skd": lab.words(
             *(top / "skd", *steps, "method.name=mean_teacher", "skd={weight: 1.0}"),
             *("train.accumulate=2", "train.precision=bf16"),
@@ -159,7 +159,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(lab, launched):
 
 def test_another_number_of_processes_is_refused(lab, launched, capsys):
     top, _, _ = launched
-    words = ("train.max_steps=4", "train.checkpoint_every=2", "train.validate_every=2", "method.mix_start=0.25")
+    words = ("train.max_steps=4", "train.checkpoint_every=2", "train.validate_every=2", "method.mix.start=0.25")
     assert lab.train(top / "knowsam", *words) == 78
     text = capsys.readouterr().err
     assert "trained by 2 process" in text and "this is 1" in text
@@ -176,7 +176,7 @@ def test_a_mistake_is_told_once(lab, tmp_path):
 @pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(lab, tmp_path):
     tool = str(lab.root / "tools" / "train.py")
-    words = ("train.max_steps=6", "train.validate_every=2", "method.mix_start=0.25")
+    words = ("train.max_steps=6", "train.validate_every=2", "method.mix.start=0.25")
     for run, more in (("straight", ()), ("resumed", ("--stop-at", "3")), ("resumed", ())):
         done = torchrun(tool, *lab.words(tmp_path / run, *words, *more))
         assert done.returncode == 0, done.stderr[-3000:]

@@ -53,7 +53,7 @@ def train(lab, folders, run, variant: str, *words: str) -> dict:
 
 @pytest.mark.parametrize("words", [*((f"method.name={name}",) for name in METHODS), ("method.name=supervised", SKD)])
 def test_unlabelled_masks_reach_nothing(lab, folders, tmp_path, words):
-    words = (*words, "method.mix_start=0.0") if words == ("method.name=knowsam",) else words
+    words = (*words, "method.mix.start=0.0") if words == ("method.name=knowsam",) else words
     intact = train(lab, folders, tmp_path / "intact", "intact", *words)
     for variant in ("scrambled", "deleted"):
         changed = train(lab, folders, tmp_path / variant, variant, *words)

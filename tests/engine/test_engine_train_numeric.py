@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from knowsam.methods.base import SSLMethod, StepOutput
+from knowsam.needs import Needs
 
 
 class Stub(SSLMethod):
@@ -38,20 +39,29 @@ class Stub(SSLMethod):
                 losses["bad"] = (0.0 * self.weight[0]).sqrt()
             elif self.poison:
                 losses["bad"] = losses["bad"] + float(self.poison)
-        return StepOutput(losses, {}, {"mean_weight": self.weight.mean()})
+        return StepOutput(losses, monitors={"mean_weight": self.weight.mean()})
 
     def trainable_groups(self):
         return {"subnets": [self.weight]}
 
-    def outputs(self):
-        return ("only",)
+    def networks(self):
+        return {"only": Only(self.weight)}
 
-    def predict(self, images):
+
+class Only(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, images):
         x = (images * self.weight.view(1, 3, 1, 1)).sum(1)
-        return {"only": torch.stack([x, -x], 1)}
+        return torch.stack([x, -x], 1)
 
-    def inference_model(self):
-        return nn.Identity()
+
+class Alone(Stub):
+    """The same, without unlabelled images."""
+
+    needs = Needs(unlabelled=False)
 '''
 
 numbers = itertools.count()
@@ -107,6 +117,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(lab, stub, tmp_path, 
 def test_the_cases_named_are_those_of_the_bad_batch(lab, stub, tmp_path):
     method, name = stub
     run = tmp_path / "run"
+    name = name.replace(":Stub", ":Alone")
     words = (f"method={{name: '{name}', poison: nan}}", STILL, "data.unlabelled_batch=0", "data.source.size=64")
     assert lab.train(run, *words) == 79
     (path,) = (run / "errors").glob("*.json")
@@ -145,6 +156,7 @@ def test_weights_that_are_not_finite_are_not_saved(lab, stub, tmp_path, capsys):
 
 def test_accumulation_is_the_mean_of_the_micro_batches(lab, stub, tmp_path):
     method, name = stub
+    name = name.replace(":Stub", ":Alone")
     words = (f"method.name={name}", sgd(), STILL, "train.max_steps=3", "data.unlabelled_batch=0")
     assert lab.train(tmp_path / "two", *words, "data.labelled_batch=2", "train.accumulate=2") == 0
     two, seen = method.made[-1].weight.detach(), list(method.seen)
@@ -192,13 +204,13 @@ def test_clipping_each_optimizer_of_knowsam(lab, tmp_path):
 
 def test_bf16_is_finite_and_keeps_what_it_trains_in_float32(lab, tmp_path):
     run = tmp_path / "run"
-    assert lab.train(run, "train.precision=bf16", "train.max_steps=3", "method.mix_start=0.0") == 0
+    assert lab.train(run, "train.precision=bf16", "train.max_steps=3", "method.mix.start=0.0") == 0
     for record in lab.metrics(run):
         assert all(isinstance(value, int | float | str) and value == value for value in record.values()), record
     state = lab.last(run)
     halves = {name for name, x in state["method"].items() if x.dtype == torch.bfloat16}
     # what nothing trains is stored as it is used: SAM's own weights, but none of its norms, adapters or prompts
-    assert "sam_guide.image_encoder.blocks.0.mlp.lin1.weight" in halves
+    assert "sam_teacher.guide.sam.image_encoder.blocks.0.mlp.lin1.weight" in halves
     assert not [n for n in halves if "adapters" in n or "prompt_generator" in n or "norm" in n or "students" in n]
     for name in state["optimizers"]:
         for kept in state["optimizers"][name]["state"].values():

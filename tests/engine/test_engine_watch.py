@@ -12,6 +12,7 @@ from PIL import Image
 from knowsam.data.batch import Batch
 from knowsam.engine import pictures, watch
 from knowsam.engine.log import MetricsLog, Progress, read_metrics
+from knowsam.engine.options import TrainOptions
 from knowsam.engine.watch import RULES, History, Watch, findings
 from knowsam.methods.base import Mix, Prediction, StepOutput, Views
 
@@ -49,9 +50,9 @@ TABLE = {
             {"train": logs(range(200, 220), **HEALTHY | {"top_class_fusion": 1.0})},  # 20 steps only
         ],
     ),
-    "sam_behind": (
+    "teacher_behind": (
         {"val": validations(*[0.8] * 6, sam=[0.1, 0.2, 0.3, 0.6, 0.6, 0.6])},
-        "on validation SAM has Dice 60.0 % and fusion 80.0 %",
+        "on validation sam has Dice 60.0 % and fusion 80.0 %",
         [
             {"val": validations(*[0.8] * 6, sam=[0.1, 0.1, 0.1, 0.72, 0.72, 0.72])},  # a little behind
             {"val": validations(*[0.8] * 4, sam=[0.1] * 4)},  # still early
@@ -108,8 +109,8 @@ TABLE = {
 }
 
 
-def history(train=(), val=(), max_steps=400):
-    return History(max_steps, train, val, ("skd_unet", "mix_seg"))
+def history(train=(), val=(), max_steps=400, teachers=("sam", "teacher")):
+    return History(max_steps, train, val, ("skd_unet", "mix_seg"), teachers)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -138,10 +139,20 @@ def test_nothing_found_at_all_is_said_early():
     assert finding.name == "stalled" and "nothing is found at all" in finding.text
 
 
-def test_sam_behind_on_labelled_images_where_validation_leaves_it_out():
+def test_any_teacher_may_be_behind_and_a_deployed_one_is_compared():
+    """An average of the students is a teacher too, and it is what is deployed."""
+    val = [{"step": 50 * i, "dice_average": 0.2, "dice_unet": 0.6, "dice_sam": 0.9} for i in range(1, 7)]
+    found = {f.name: f.text for f in findings(history(val=val, teachers=("average", "sam")))}
+    assert "on validation average has Dice 20.0 % and unet 60.0 %" in found["teacher_behind"]
+    assert "average, which is deployed, has Dice 20.0 % and unet 60.0 %" in found["deployed_behind"]
+    # Not a teacher of this run, whatever its name: its students are compared with each other.
+    assert "teacher_behind" not in {f.name for f in findings(history(val=val, teachers=("sam",)))}
+
+
+def test_a_teacher_behind_on_labelled_images_where_validation_leaves_it_out():
     numbers = HEALTHY | {"error_sam": 0.2, "error_unet": 0.05, "error_teacher": 0.01}
     (finding,) = findings(history(logs(**numbers), validations(0.5, 0.6)))
-    assert finding.name == "sam_behind" and "SAM errs in 20.0 % of the pixels and unet in 5.0 %" in finding.text
+    assert finding.name == "teacher_behind" and "sam errs in 20.0 % of the pixels and unet in 5.0 %" in finding.text
     assert findings(history(logs(**numbers | {"error_sam": 0.11}), validations(0.5, 0.6))) == []
 
 
@@ -189,17 +200,16 @@ def one_hot(label, classes):
     return 8.0 * torch.nn.functional.one_hot(torch.as_tensor(label), classes).movedim(-1, 1).float()
 
 
-def batch_of(mask, unlabelled):
-    views = torch.zeros(unlabelled, 3, *mask.shape[1:])
-    return Batch(torch.zeros(len(mask), 3, *mask.shape[1:]), mask, views, views)
+def prediction(label, mask, classes):
+    """One that saw the labelled images if it has as many rows more than ``mask``."""
+    return Prediction(torch.zeros(len(label), 3, *label.shape[1:]), one_hot(label, classes), mask)
 
 
 def test_a_teacher_of_students_that_saw_labelled_images_only():
     mask = torch.zeros(2, 4, 4, dtype=torch.long)
-    student = Prediction(torch.zeros(2, 3, 4, 4), one_hot(mask, 2), mask)
-    teacher = one_hot(torch.ones(1, 4, 4, dtype=torch.long), 2)
-    out = StepOutput({}, {"unet": student}, {}, Views({"teacher": teacher}))
-    found = {name: value.item() for name, value in watch.label_statistics(out, batch_of(mask, 1)).items()}
+    teacher = prediction(torch.ones(1, 4, 4, dtype=torch.long), mask[:0], 2)
+    out = StepOutput({}, {"unet": prediction(mask, mask, 2)}, views=Views({"teacher": teacher}))
+    found = {name: value.item() for name, value in watch.label_statistics(out).items()}
     assert found == {"error_unet": 0.0, "top_class_teacher": 1.0, "top_class_truth": 1.0}
 
 
@@ -208,10 +218,10 @@ def test_label_statistics_against_counting():
     label = torch.randint(3, (5, 8, 8), generator=generator)  # 2 labelled, 3 unlabelled
     mask = torch.randint(2, (2, 8, 8), generator=generator)
     teacher = torch.full((3, 8, 8), 2)
-    only_labelled = Prediction(torch.zeros(2, 3, 8, 8), one_hot(mask, 3), mask)
-    predictions = {"unet": Prediction(torch.zeros(5, 3, 8, 8), one_hot(label, 3), mask), "lone": only_labelled}
-    out = StepOutput({}, predictions, {}, Views({"teacher": one_hot(teacher, 3), "sam": one_hot(label, 3)}))
-    found = {name: value.item() for name, value in watch.label_statistics(out, batch_of(mask, 3)).items()}
+    predictions = {"unet": prediction(label, mask, 3), "lone": prediction(mask, mask, 3)}
+    teachers = {"teacher": prediction(teacher, mask[:0], 3), "sam": prediction(label, mask, 3)}
+    out = StepOutput({}, predictions, views=Views(teachers))
+    found = {name: value.item() for name, value in watch.label_statistics(out).items()}
     share = max(Counter(label[2:].flatten().tolist()).values()) / label[2:].numel()
     wrong = sum(a != b for a, b in zip(label[:2].flatten().tolist(), mask.flatten().tolist(), strict=True)) / 128
     expected = {
@@ -227,7 +237,20 @@ def test_label_statistics_against_counting():
 
 
 def test_statistics_of_a_method_that_reports_no_predictions():
-    assert watch.label_statistics(StepOutput({}), batch_of(torch.zeros(1, 4, 4, dtype=torch.long), 2)) == {}
+    assert watch.label_statistics(StepOutput({})) == {}
+
+
+def test_statistics_of_mixed_images_are_of_their_own_masks_where_these_are_true():
+    """A method that predicts on mixed images is judged by the mixed mask, and where a label counts."""
+    label = torch.zeros(2, 4, 4, dtype=torch.long)
+    mixed = label.clone()
+    mixed[:, :2] = 1
+    shown = prediction(label, mixed, 2)
+    assert watch.label_statistics(StepOutput({}, {"unet": shown}))["error_unet"].item() == 0.5
+    shown.valid = mixed == 0
+    assert watch.label_statistics(StepOutput({}, {"unet": shown}))["error_unet"].item() == 0.0
+    shown.valid, mixed[:, 2:] = None, 255  # an ignored label is no error either
+    assert watch.label_statistics(StepOutput({}, {"unet": shown}))["error_unet"].item() == 1.0
 
 
 @pytest.mark.parametrize("words", [(), ("method.name=mean_teacher", "skd={weight: 1.0}")])
@@ -264,9 +287,9 @@ def test_the_logged_gradient_norm_is_that_of_clipping(lab, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ("method={name: knowsam, mix_start: 0.2}",),
+        ("method={name: knowsam, mix: {start: 0.2}}",),
         ("method.name=mean_teacher",),
-        ("method.name=supervised", "fusion=null"),
+        ("method.name=supervised",),
         ("method.name=supervised", "data.unlabelled_batch=0"),
         ("method.name=mean_teacher", "skd={weight: 1.0}"),
     ],
@@ -295,18 +318,18 @@ def test_a_resumed_run_draws_the_same_pictures(lab, tmp_path):
 
 @pytest.mark.parametrize(("every", "max_steps", "drawn"), [(100, 600, 6), (1, 600, 60), (7, 10_000, 64), (0, 50, 0)])
 def test_the_number_of_pictures_is_bounded(tmp_path, every, max_steps, drawn):
-    plan = pictures.Pictures(tmp_path, None, every=every, max_steps=max_steps, class_names=["a", "b"])
+    plan = pictures.Pictures(tmp_path, None, TrainOptions(max_steps, pictures_every=every, class_names=("a", "b")))
     steps = [step for step in range(1, max_steps + 1) if plan.due(step)]
     assert len(steps) <= pictures.MOST + 1 and abs(len(steps) - drawn) <= 1
     assert not steps or (steps[-1] == max_steps and steps[0] % every == 0)
 
 
 def test_pictures_follow_validation_unless_told_otherwise(lab, tmp_path):
-    from knowsam.cli.train import _pictures_every
+    from knowsam.build import train_options
     from knowsam.config import load_config
 
     for words, every in ((["train.pictures_every=null"], 4), (["train.pictures_every=3"], 3), ([], 0)):
-        assert _pictures_every(load_config(lab.experiment, words)) == every
+        assert train_options(load_config(lab.experiment, words)).pictures_every == every
     assert lab.train(tmp_path / "run", "train.pictures_every=-1") == 78
 
 
@@ -317,8 +340,9 @@ def test_a_picture_that_cannot_be_drawn_or_written_stops_nothing(lab, tmp_path, 
     assert lab.train(run, "train.max_steps=1", f"run={run}") == 0
     capsys.readouterr()
     log = MetricsLog(run, tensorboard=False)
-    plan = pictures.Pictures(run / "pictures", log, every=1, max_steps=9, class_names=["a", "b"])
-    batch = Batch(*(torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long), *[torch.zeros(1, 3, 8, 8)] * 2))
+    plan = pictures.Pictures(run / "pictures", log, TrainOptions(9, pictures_every=1, class_names=("a", "b")))
+    image = torch.zeros(1, 3, 8, 8)
+    batch = Batch(image, torch.zeros(1, 8, 8, dtype=torch.long), image, (image,))
     plan.draw(1, batch, StepOutput({}))
     assert "warning: no more pictures of training: FileExistsError" in capsys.readouterr().err
     assert not plan.due(2)
@@ -330,12 +354,16 @@ def step():
     label = torch.zeros(3, 16, 16, dtype=torch.long)
     label[:, 4:12, 4:12] = torch.tensor([1, 2, 1])[:, None, None]
     images = torch.full((3, 3, 16, 16), 0.5)
-    batch = Batch(images[:1], label[:1], images[1:], images[1:])
+    batch = Batch(images[:1], label[:1], images[1:], (images[1:],))
     cells = torch.zeros(3, 16, 16, dtype=torch.bool)
     cells[:, :8, :8] = True
     mix = Mix(images, label, cells, ~cells, one_hot(label, 3))
-    views = Views({"sam": one_hot(label, 3), "teacher": one_hot(label[1:], 3)}, torch.full((3, 16, 16), 0.5), mix)
-    return batch, StepOutput({}, {"unet": Prediction(images, one_hot(label, 3), label[:1])}, {}, views)
+    teachers = {
+        "sam": Prediction(images, one_hot(label, 3), batch.mask),
+        "teacher": Prediction(images[1:], one_hot(label[1:], 3), batch.mask[:0]),
+    }
+    views = Views(teachers, torch.full((3, 16, 16), 0.5), mix)
+    return batch, StepOutput({}, {"unet": Prediction(images, one_hot(label, 3), batch.mask)}, views=views)
 
 
 def test_the_sheet_shows_each_class_in_its_colour(step):
@@ -355,6 +383,29 @@ def test_pixels_whose_label_does_not_count_are_dark(step):
     label = pictures.Panel("", np.full((16, 16, 3), 200, np.uint8), np.full((16, 16), -1)).render()
     assert label.max() < 100
     pictures.draw_step(batch, out, class_names=["background", "x", "y"])
+
+
+def test_a_prediction_of_other_images_is_drawn_on_these(step):
+    """Mixed images of a method: a row of their own, with the label that counted there."""
+    batch, out = step
+    plain = pictures.draw_step(batch, out, class_names=["background", "x", "y"])
+    images, mask = torch.full((2, 3, 16, 16), 0.9), torch.full((2, 16, 16), 2)
+    out.predictions["mixed"] = Prediction(images, one_hot(mask, 3), mask, torch.ones(2, 16, 16, dtype=torch.bool))
+    more = pictures.draw_step(batch, out, class_names=["background", "x", "y"])
+    assert more.height > plain.height + pictures.SIDE
+
+
+def test_volumes_are_drawn_at_their_middle(step):
+    batch, out = step
+
+    def thick(x):
+        return x.unsqueeze(-3).expand(*x.shape[:-2], 5, *x.shape[-2:])
+
+    volume = Batch(thick(batch.labelled), thick(batch.mask), thick(batch.weak), tuple(map(thick, batch.strong)))
+    shown = {n: Prediction(thick(p.images), thick(p.logits), volume.mask) for n, p in out.predictions.items()}
+    sheet = pictures.draw_step(volume, StepOutput({}, shown), class_names=["background", "x", "y"])
+    flat = pictures.draw_step(batch, StepOutput({}, out.predictions), class_names=["background", "x", "y"])
+    assert np.array_equal(np.asarray(sheet), np.asarray(flat))
 
 
 def test_colours_of_neighbouring_classes_differ_for_colour_blind_readers():

@@ -57,7 +57,7 @@ def exported():
         patch.setattr(export, "load_exported", load_and_keep)
         made = {name: (*export_network(network, name, ABOUT, image_size=64), runners[name]) for name in formats}
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert network.students.subnets["unet"].head.weight.is_contiguous(memory_format=torch.channels_last)
+    assert network.students.subnets["unet"].network.head.weight.is_contiguous(memory_format=torch.channels_last)
     return network, made
 
 

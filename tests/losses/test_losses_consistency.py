@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from knowsam.losses import consistency_loss, mse_consistency_loss, pseudo_label_loss
+from knowsam.losses import consistency_loss, mse_consistency_loss, pseudo_label_loss, sharpen
 
-CLASSES = (2, 3, 4)
+CLASSES = (2, 4, 9)
+SHAPES = [(3, 4, 5), (2, 2, 3, 4)]  # (B, H, W), (B, D, H, W)
 LOSSES = (consistency_loss, mse_consistency_loss, pseudo_label_loss)
 
 
@@ -22,11 +23,16 @@ def as_logits(probs):
     return torch.tensor(probs).clamp(min=1e-30).log().view(1, -1, 1, 1)
 
 
-def by_loop(student, teacher, per_pixel):
-    """Mean over pixels of a function of the two distributions."""
+def by_loop(student, teacher, per_pixel, valid=None, weight=None):
+    """Mean over (valid) pixels of a (weighted) function of the two distributions."""
     p, q = (x.double().softmax(1).numpy() for x in (student, teacher))
-    places = [(b, slice(None), *rest) for b, *rest in np.ndindex(p.shape[0], *p.shape[2:])]
-    return sum(per_pixel(p[i], q[i]) for i in places) / len(places)
+    total, count = 0.0, 0
+    for place in np.ndindex(p.shape[0], *p.shape[2:]):
+        if valid is None or valid[place]:
+            count += 1
+            at = (place[0], slice(None), *place[1:])
+            total += per_pixel(p[at], q[at]) * (1.0 if weight is None else weight[place].item())
+    return total / max(count, 1)
 
 
 def binary_cross_entropy(p, q):
@@ -67,14 +73,23 @@ def test_hand_computed(probs, target, bce, mse, hard):
 
 
 @pytest.mark.parametrize("num_classes", CLASSES)
-@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 2, 3, 4)])
-def test_equals_plain_loop(num_classes, shape):
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("masked", ["all", "valid", "weight", "valid and weight"])
+def test_equals_plain_loop(num_classes, shape, masked):
     student, teacher = pair(num_classes, shape=shape)
+    generator = torch.Generator().manual_seed(7)
+    given = {
+        "valid": torch.rand(shape, generator=generator) > 0.4,
+        "weight": 2 * torch.rand(shape, generator=generator),
+    }
+    given = {name: tensor for name, tensor in given.items() if name in masked}
     for loss, rule in ((consistency_loss, binary_cross_entropy), (mse_consistency_loss, squared)):
-        assert loss(student, teacher).item() == pytest.approx(by_loop(student, teacher, rule), abs=1e-5)
+        assert loss(student, teacher, **given).item() == pytest.approx(
+            by_loop(student, teacher, rule, **given), abs=1e-5
+        )
     for threshold in (0.0, 0.6, 0.99):
-        expected = by_loop(student, teacher, lambda p, q, t=threshold: to_argmax(p, q, t))
-        value = pseudo_label_loss(student, teacher, confidence_threshold=threshold)
+        expected = by_loop(student, teacher, lambda p, q, t=threshold: to_argmax(p, q, t), **given)
+        value = pseudo_label_loss(student, teacher, confidence_threshold=threshold, **given)
         assert value.item() == pytest.approx(expected, abs=1e-5)
 
 
@@ -148,7 +163,7 @@ def test_extreme_logits_stay_finite(loss):
     assert value.isfinite() and student.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 4])
+@pytest.mark.parametrize("num_classes", CLASSES)
 def test_a_confidently_wrong_student_still_gets_gradient(num_classes):
     logits = torch.full((1, num_classes, 1, 1), -20.0)
     logits[:, 0] = 20.0
@@ -157,3 +172,26 @@ def test_a_confidently_wrong_student_still_gets_gradient(num_classes):
     consistency_loss(logits, target).backward()
     assert torch.isfinite(logits.grad).all()
     assert logits.grad[0, 0] > 0.1 > 0 > -0.1 > logits.grad[0, 1]
+
+
+@pytest.mark.parametrize("num_classes", CLASSES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.1])
+def test_sharpened_probabilities(num_classes, shape, temperature):
+    probs = next(pair(num_classes, shape=shape)).softmax(1)
+    power = probs.double() ** (1 / temperature)
+    torch.testing.assert_close(
+        sharpen(probs, temperature).double(), power / power.sum(1, keepdim=True), rtol=1e-4, atol=1e-7
+    )
+
+
+def test_sharpening_keeps_ties_zeros_and_the_graph():
+    even = torch.full((1, 4, 1, 1), 0.25)
+    torch.testing.assert_close(sharpen(even, 0.01), even)  # 0.25^100 is 0 in float32
+    probs = torch.tensor([0.0, 0.3, 0.7]).view(1, 3, 1, 1).requires_grad_()
+    sharper = sharpen(probs, 0.5)
+    torch.testing.assert_close(sharper.flatten(), torch.tensor([0.0, 9 / 58, 49 / 58]))
+    sharper[:, 2].sum().backward()
+    assert probs.grad.isfinite().all() and probs.grad[0, 2] > 0 > probs.grad[0, 1]
+    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
+        sharpen(probs, 0)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from knowsam.losses import sam_distillation_loss
+from knowsam.losses import kl_loss, sam_distillation_loss
 
-CLASSES = (2, 3, 4)
+CLASSES = (2, 4, 9)
 
 
 def pair(num_classes, seed=0, shape=(2, 4, 5), scale=3.0):
@@ -84,12 +84,27 @@ def test_gradient_is_that_of_the_formula():
 
 
 @pytest.mark.parametrize("num_classes", CLASSES)
-def test_valid_pixels_alone_count(num_classes):
-    student, sam = pair(num_classes)
+@pytest.mark.parametrize("shape", [(2, 4, 5), (2, 2, 3, 4)])
+def test_valid_pixels_alone_count_and_weights_are_factors(num_classes, shape):
+    student, sam = pair(num_classes, shape=shape)
     per_pixel = per_pixel_by_loop(student, sam, 10.0)
-    valid = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(1)) > 0.5
+    generator = torch.Generator().manual_seed(1)
+    valid, weight = torch.rand(shape, generator=generator) > 0.5, 2 * torch.rand(shape, generator=generator)
     value = sam_distillation_loss(student, sam, valid=valid)
     assert value.item() == pytest.approx(per_pixel[valid.numpy()].mean(), rel=1e-4, abs=1e-5)
+    value = sam_distillation_loss(student, sam, weight=weight)
+    assert value.item() == pytest.approx((per_pixel * weight.numpy()).mean(), rel=1e-4, abs=1e-5)
+    value = sam_distillation_loss(student, sam, valid=valid, weight=weight)
+    assert value.item() == pytest.approx((per_pixel * weight.numpy())[valid.numpy()].mean(), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("num_classes", CLASSES)
+def test_kl_is_the_same_divergence_at_temperature_one(num_classes):
+    student, target = pair(num_classes)
+    assert kl_loss(student, target).item() == pytest.approx(per_pixel_by_loop(student, target, 1.0).mean(), rel=1e-4)
+    assert torch.equal(kl_loss(student, target, temperature=10.0), sam_distillation_loss(student, target))
+    with pytest.raises(ValueError, match=r"^logits \(1, 2, 4\) and target_logits \(1, 2, 5\) differ"):
+        kl_loss(torch.zeros(1, 2, 4), torch.zeros(1, 2, 5))
 
 
 def test_no_valid_pixel_is_zero():

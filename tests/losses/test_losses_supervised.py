@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.losses import DiceCELoss, DiceLoss
 
-from knowsam.losses import segmentation_loss, soft_dice_loss
+from knowsam.losses import IGNORE, cross_entropy_loss, segmentation_loss, soft_dice_loss
 
-CLASSES = (2, 3, 4)
+CLASSES = (2, 4, 9)
 
 
 def drawn(num_classes, seed=0, shape=(2, 5, 6)):
@@ -74,6 +75,18 @@ def test_equals_plain_loops(num_classes, shape):
     dice, ce = dice_by_loop(logits, mask, valid), cross_entropy_by_loop(logits, mask, valid)
     assert soft_dice_loss(logits, mask, valid=valid).item() == pytest.approx(dice, abs=1e-6)
     assert segmentation_loss(logits, mask, valid=valid).item() == pytest.approx(dice + ce, abs=1e-5)
+    assert cross_entropy_loss(logits, mask, valid=valid).item() == pytest.approx(ce, abs=1e-5)
+
+
+@pytest.mark.parametrize("num_classes", CLASSES)
+def test_weighted_cross_entropy(num_classes):
+    logits, mask, valid = drawn(num_classes)
+    weight = torch.rand(mask.shape, generator=torch.Generator().manual_seed(5))
+    per_pixel = -torch.log_softmax(logits.double(), 1).gather(1, mask[:, None])[:, 0] * weight
+    value = cross_entropy_loss(logits, mask, weight=weight)
+    assert value.item() == pytest.approx(per_pixel.mean().item(), abs=1e-6)
+    value = cross_entropy_loss(logits, mask, valid=valid, weight=weight)
+    assert value.item() == pytest.approx(per_pixel[valid].mean().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("num_classes", CLASSES)
@@ -147,3 +160,80 @@ def test_extreme_logits_stay_finite():
         value = segmentation_loss(logits, mask)
         (gradient,) = torch.autograd.grad(value, logits)
         assert value.isfinite() and gradient.isfinite().all()
+
+
+# ---------------------------------------------------------------- ignored pixels
+
+
+def without_ignoring(logits, mask, valid=None):
+    """Cross-entropy + soft Dice as they were before ids could be ignored."""
+    probs = logits.float().softmax(1)
+    target = F.one_hot(mask, probs.shape[1]).movedim(-1, 1).to(probs.dtype)
+    if valid is None:
+        cross_entropy = F.cross_entropy(logits.float(), mask)
+    else:
+        per_pixel = F.cross_entropy(logits.float(), mask, reduction="none")
+        cross_entropy = (per_pixel * valid).sum() / valid.sum().clamp(min=1)
+        keep = valid.unsqueeze(1).to(probs.dtype)
+        probs, target = probs * keep, target * keep
+    over = (0, *range(2, probs.ndim))
+    intersection = (probs * target).sum(over)
+    denominator = probs.square().sum(over) + target.square().sum(over)
+    return cross_entropy + (1.0 - (2.0 * intersection + 1e-10) / (denominator + 1e-10)).mean()
+
+
+@pytest.mark.parametrize("num_classes", CLASSES)
+@pytest.mark.parametrize("shape", [(2, 33, 40), (4, 64, 64), (2, 4, 8, 6)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ordinary_masks_give_the_same_bits(num_classes, shape, layout, dtype):
+    logits, mask, valid = drawn(num_classes, shape=shape)
+    if layout == "channels last":
+        last = torch.channels_last if len(shape) == 3 else torch.channels_last_3d
+        logits = logits.contiguous(memory_format=last)
+    for given in (None, valid):
+        ours, before = (logits.to(dtype).detach().clone().requires_grad_() for _ in range(2))
+        value, expected = segmentation_loss(ours, mask, valid=given), without_ignoring(before, mask, given)
+        (0.37 * value).backward()
+        (0.37 * expected).backward()
+        assert torch.equal(value, expected) and torch.equal(ours.grad, before.grad)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy_loss, soft_dice_loss, segmentation_loss])
+@pytest.mark.parametrize("num_classes", CLASSES)
+@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 3, 4, 5)])
+def test_ignored_pixels_are_invalid_ones(loss, num_classes, shape):
+    logits, mask, known = drawn(num_classes, shape=shape)
+    valid = torch.rand(shape, generator=torch.Generator().manual_seed(3)) > 0.3
+    ignoring = mask.masked_fill(~known, IGNORE)
+    torch.testing.assert_close(loss(logits, ignoring), loss(logits, mask, valid=known))
+    torch.testing.assert_close(loss(logits, ignoring, valid=valid), loss(logits, mask, valid=known & valid))
+    logits.requires_grad_()
+    loss(logits, ignoring).backward()
+    assert (logits.grad.movedim(1, -1)[~known] == 0).all() and (logits.grad.movedim(1, -1)[known] != 0).all()
+
+
+@pytest.mark.parametrize("loss", [cross_entropy_loss, soft_dice_loss, segmentation_loss])
+@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 3, 4, 5), (0, 5, 6), (0, 3, 4, 5)])
+@pytest.mark.parametrize("with_valid", [False, True])
+def test_nothing_but_ignored_pixels_or_no_image_is_zero_with_a_graph(loss, shape, with_valid):
+    logits = torch.randn(shape[0], 3, *shape[1:], requires_grad=True)
+    mask = torch.full(shape, IGNORE)
+    value = loss(logits, mask, valid=torch.ones(shape, dtype=torch.bool) if with_valid else None)
+    value.backward()
+    assert value.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_any_integer_mask(dtype):
+    logits, mask, known = drawn(4)
+    mask = mask.masked_fill(~known, IGNORE)
+    assert torch.equal(segmentation_loss(logits, mask.to(dtype)), segmentation_loss(logits, mask))
+
+
+@pytest.mark.parametrize("loss", [cross_entropy_loss, soft_dice_loss])
+def test_an_id_that_is_no_class_is_no_ignored_one(loss):
+    logits, mask, _ = drawn(3)
+    mask[0, 0, 0] = 3
+    with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+        loss(logits, mask)

@@ -1,22 +1,30 @@
 """What every entry of METHODS keeps, with and without SKD around it."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from methods_stubs import MAX_STEPS, SIDE, make_batch, make_method
+from methods_stubs import MAX_STEPS, SIDE, make_batch, make_method, net
 from torch import nn
 
 from knowsam import components
 from knowsam.methods.base import SSLMethod
-from knowsam.models.sam import build_sam_guide
+from knowsam.methods.contract import check_output
+from knowsam.methods.ema import EmaTeacher
+from knowsam.methods.with_skd import WithSKD
+from knowsam.models.fusion import FusionHead
+from knowsam.models.sam import SliceWise, build_sam_guide
+from knowsam.models.students import Students
+from knowsam.models.unet import UNet
 
 LATE = MAX_STEPS - 1
-WITH_SAM = {name for name, target in components.METHODS.items() if "sam_guide" in components.signature(target)}
+WITH_SAM = {name for name, target in components.METHODS.items() if components.needs(target).sam}
 CASES = [(name, skd) for name in components.METHODS for skd in (False, True) if not (skd and name in WITH_SAM)]
 IDS = [name + ("+skd" if skd else "") for name, skd in CASES]
 every_method = pytest.mark.parametrize(("name", "skd"), CASES, ids=IDS)
-every_k = pytest.mark.parametrize("num_classes", [2, 3, 4])
+every_k = pytest.mark.parametrize("num_classes", [2, 4, 9])
+every_dims = pytest.mark.parametrize("dims", [2, 3])
 
 
 def state_of(module):
@@ -39,6 +47,7 @@ def check_one_step(method, batch, step):
 
     method.zero_grad(set_to_none=True)
     out = method(batch, step)
+    check_output(method, out, batch)
     assert out.losses
     for term, value in out.losses.items():
         assert value.shape == () and value.dtype == torch.float32 and value.isfinite(), term
@@ -60,15 +69,17 @@ def check_one_step(method, batch, step):
 
 @every_method
 @every_k
+@every_dims
 @pytest.mark.parametrize("fusion", [True, False])
-def test_terms_are_finite_and_reach_every_trainable_parameter(name, skd, num_classes, fusion):
+def test_terms_are_finite_and_reach_every_trainable_parameter(name, skd, num_classes, dims, fusion):
     if name == "knowsam" and not fusion:
         with pytest.raises(ValueError, match="co-trains 2 students with a fusion head"):
             make_method(name, num_classes, fusion=False)
         return
-    method = make_method(name, num_classes, skd=skd, fusion=fusion).train()
-    early = check_one_step(method, make_batch(num_classes), 0)
-    late = check_one_step(method, make_batch(num_classes, seed=2), LATE)
+    side = SIDE if dims == 2 else 8
+    method = make_method(name, num_classes, skd=skd, fusion=fusion, dims=dims).train()
+    early = check_one_step(method, make_batch(num_classes, side=side, dims=dims), 0)
+    late = check_one_step(method, make_batch(num_classes, side=side, dims=dims, seed=2), LATE)
     assert early <= late
     if name == "knowsam":
         assert {t for t in late if t.startswith("mix_")} == late - early != set()
@@ -99,7 +110,7 @@ def test_only_after_step_moves_a_teacher(name, skd):
     """Nothing outside the groups moves in forward, backward or the optimizer's step, and no buffer of a teacher."""
     method = make_method(name, 3, skd=skd, dropout=0.3).train()
     own = method.method if skd else method
-    teacher = getattr(own, "teacher", None)
+    teacher = next((m for m in own.modules() if isinstance(m, EmaTeacher)), None)
     frozen_before = state_of(teacher) if teacher is not None else {}
     optimizers = [torch.optim.SGD(p, 0.5) for p in method.trainable_groups().values()]
     for step in range(2):
@@ -125,8 +136,9 @@ def test_train_and_eval_switch_students(name, skd):
         assert all(m.training is mode for m in own.students.modules())
     check_one_step(method, make_batch(2), 0)
     assert all(m.training for m in own.students.modules()), "forward left the students in another mode"
-    guides = [m for n, m in method.named_modules() if n.split(".")[-1] == "sam_guide"]
-    assert all(m.training for guide in guides for m in guide.modules()), "forward left SAM in another mode"
+    sam = [] if method.sam_teacher is None else list(method.sam_teacher.modules())
+    assert all(m.training for m in sam), "forward left SAM in another mode"
+    assert bool(sam) == (skd or name in WITH_SAM)
 
 
 @every_method
@@ -182,23 +194,23 @@ def test_predict_and_inference_model(name, skd, num_classes, fusion):
     for output, x in logits.items():
         assert x.shape == (3, num_classes, SIDE, SIDE) and x.isfinite().all(), output
     assert torch.equal(deployed, logits[method.outputs()[0]])
-    assert not any("sam_guide" in n for n, _ in method.inference_model().named_parameters()), "SAM is not deployed"
+    assert not any("sam_teacher" in n for n, _ in method.inference_model().named_parameters()), "SAM is not deployed"
     assert ("sam" in logits) == (skd or name in WITH_SAM)
-    networks = method.deployable()
+    networks = method.networks()
     assert list(networks) == [output for output in method.outputs() if output != "sam"]
     with torch.no_grad():
         for output, network in networks.items():
             assert torch.equal(network.eval()(images), logits[output]), output
-            assert not any("sam_guide" in n for n, _ in network.named_parameters())
+            assert not any("sam_teacher" in n for n, _ in network.named_parameters())
 
 
 def real_guide(num_classes, **options):
     torch.manual_seed(0)
-    return build_sam_guide("tiny", 64, num_classes, tuning={"name": "adapter"}, **options)[0]
+    return build_sam_guide("vit_tiny", image_size=64, num_classes=num_classes, tuning={"name": "adapter"}, **options)[0]
 
 
 @pytest.mark.parametrize(("name", "skd"), [("knowsam", False), ("supervised", True)])
-@pytest.mark.parametrize("train", ["all", "tuned"])
+@pytest.mark.parametrize("train", ["all", ["tuning", "prompt"]])
 def test_with_the_real_sam(name, skd, train):
     guide = real_guide(3, train=train)
     method = make_method(name, 3, skd=skd, guide=guide).train()
@@ -212,7 +224,7 @@ def test_with_the_real_sam(name, skd, train):
 
 
 def test_published_teacher_mode_with_the_real_sam():
-    method = make_method("knowsam", 2, guide=real_guide(2), sam_teacher_mode="train", sam_view="strong").train()
+    method = make_method("knowsam", 2, guide=real_guide(2), skd={"teacher_mode": "train", "view": "strong"}).train()
     check_one_step(method, make_batch(2, 1, 1, side=64), LATE)
 
 
@@ -224,3 +236,30 @@ def test_a_method_is_abstract_until_it_is_whole():
     with pytest.raises(TypeError, match="abstract"):
         Half()
     assert issubclass(SSLMethod, nn.Module)
+
+
+@every_method
+def test_volumes_with_real_networks(name, skd):
+    """3-D U-Net, V-Net and fusion head, and SAM slice by slice."""
+    torch.manual_seed(0)
+    students = {"unet": UNet(3, spatial_dims=3, channels=(4, 8), dropout=(0.0, 0.1)), "vnet": net(3, dims=3)}
+    guide = SliceWise(real_guide(3))
+    offered = {
+        "students": Students(students, FusionHead(3, spatial_dims=3)),
+        "sam_guide": guide,
+        "max_steps": MAX_STEPS,
+    }
+    method = components.call(components.load(components.METHODS[name]), offered, {})
+    method = WithSKD(method, guide, MAX_STEPS) if skd else method
+    batch = make_batch(3, 1, 1, side=64, dims=3)
+    batch = replace(
+        batch,
+        labelled=batch.labelled[:, :, :4],
+        mask=batch.mask[:, :4],
+        weak=batch.weak[:, :, :4],
+        strong=(batch.strong[0][:, :, :4],),
+    )
+    check_one_step(method.train(), batch, LATE)
+    with torch.no_grad():
+        for logits in method.eval().predict(batch.weak).values():
+            assert logits.shape == (1, 3, 4, 64, 64)

@@ -1,16 +1,19 @@
 """Which parameters does each term reach, what is mixed with what, and what does each term weigh."""
 
+import copy
 import math
+from dataclasses import replace
 
 import methods_stubs
 import pytest
 import torch
 from methods_stubs import MAX_STEPS, PUBLISHED, SIDE, StubGuide, make_batch, make_students, reached
-from torch import nn
 
+from knowsam.errors import ContractError
 from knowsam.losses import consistency_loss, entropy_loss, entropy_map, sam_distillation_loss, segmentation_loss
-from knowsam.methods.base import SSLMethod, StepOutput, ask_sam
+from knowsam.methods.base import SSLMethod, StepOutput, Taught
 from knowsam.methods.knowsam import KnowSAM
+from knowsam.methods.sam_teacher import SamTeacher, SkdOptions
 from knowsam.methods.with_skd import WithSKD
 from knowsam.models.sam import build_sam_guide
 
@@ -18,11 +21,20 @@ LATE = MAX_STEPS - 1
 
 
 def make_method(name, num_classes, **options):
-    """A method with the settings that the formulas below are written for."""
-    return methods_stubs.make_method(name, num_classes, skd_options=methods_stubs.SKD, **(PUBLISHED[name] | options))
+    """A method with the settings that the formulas below are written for, and some of them otherwise."""
+    own = {key: options.pop(key) for key in ("skd", "guide", "fusion", "dims") if key in options and name != "knowsam"}
+    own |= {key: options.pop(key) for key in ("guide", "dims") if key in options}
+    settings = {
+        key: value | options[key] if isinstance(value, dict) and isinstance(options.get(key), dict) else value
+        for key, value in PUBLISHED[name].items()
+    }
+    settings |= {
+        key: value for key, value in options.items() if not isinstance(settings.get(key), dict) or value is None
+    }
+    return methods_stubs.make_method(name, num_classes, skd_options=methods_stubs.SKD, **own, **settings)
 
 
-CLASSES = (2, 3, 4)
+CLASSES = (2, 4, 9)
 UNET, VNET, SAM, ALL_THREE = {"unet"}, {"vnet"}, {"sam"}, {"unet", "vnet", "fusion_head"}
 
 SEG = {"seg_unet": UNET, "seg_vnet": VNET, "seg_fusion": ALL_THREE}
@@ -64,7 +76,7 @@ def test_reach(case, num_classes):
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("view", ["weak", "strong"])
 def test_reach_does_not_depend_on_how_sam_teaches(mode, view):
-    method = make_method("knowsam", 3, sam_teacher_mode=mode, sam_view=view).train()
+    method = make_method("knowsam", 3, skd={"teacher_mode": mode, "view": view}).train()
     losses = method(make_batch(3), LATE).losses
     assert {term: reached(method, loss) for term, loss in losses.items()} == REACH["knowsam"]
 
@@ -78,7 +90,7 @@ def test_reach_of_every_mean_teacher_consistency(consistency):
 
 def test_reach_with_the_real_sam():
     torch.manual_seed(0)
-    guide, _ = build_sam_guide("tiny", 64, 2, tuning={"name": "adapter"})
+    guide, _ = build_sam_guide("vit_tiny", image_size=64, num_classes=2, tuning={"name": "adapter"})
     method = make_method("knowsam", 2, guide=guide).train()
     losses = method(make_batch(2, 1, 1, side=64), LATE).losses
     assert {term: reached(method, loss) for term, loss in losses.items()} == REACH["knowsam"]
@@ -87,7 +99,7 @@ def test_reach_with_the_real_sam():
 @pytest.mark.parametrize("num_classes", CLASSES)
 def test_co_training_is_symmetric(num_classes):
     """Swapping the two students swaps their terms: neither is the other's constant target."""
-    method = make_method("knowsam", num_classes, mixing=False).eval()
+    method = make_method("knowsam", num_classes, mix=None).eval()
     batch = make_batch(num_classes)
     losses = method(batch, LATE).losses
     first, second = method.students.subnets["unet"], method.students.subnets["vnet"]
@@ -105,12 +117,12 @@ def test_co_training_is_symmetric(num_classes):
 # ---------------------------------------------------------------- arithmetic
 
 
-def logits_of(method, batch, **sam):
+def logits_of(method, batch):
     """Students' and SAM's logits as the published recipe makes them; the method must be in eval mode."""
-    images = torch.cat([batch.labelled, batch.strong])
+    images = torch.cat([batch.labelled, batch.strong[0]])
     logits = method.students(images)
-    shown = images if method.sam_view == "strong" else torch.cat([batch.labelled, batch.weak])
-    return images, logits, method.sam_guide(shown, logits["fusion"])
+    shown = images if method.sam_teacher.options.view == "strong" else torch.cat([batch.labelled, batch.weak])
+    return images, logits, method.sam_teacher.guide(shown, logits["fusion"])
 
 
 def ramp(step, length):
@@ -122,7 +134,7 @@ def ramp(step, length):
 @pytest.mark.parametrize("view", ["weak", "strong"])
 def test_weights_of_the_published_recipe(num_classes, step, view):
     """(U + V) / 2 + fusion, SAM apart; SKD 1.0, entropy 0.9, consistency 10 * 0.1 at the end of its ramp."""
-    method = make_method("knowsam", num_classes, skd_rampup=0.0, sam_view=view, mixing=False).eval()
+    method = make_method("knowsam", num_classes, skd={"rampup": 0.0, "view": view}, mix=None).eval()
     batch = make_batch(num_classes)
     losses = method(batch, step).losses
     _, logits, sam = logits_of(method, batch)
@@ -142,8 +154,8 @@ def test_weights_of_the_published_recipe(num_classes, step, view):
 
 def test_ramps_and_factors_are_the_arguments():
     settings = {
-        "skd_weight": 3.0, "skd_temperature": 4.0, "skd_rampup": 0.5,
-        "entropy_weight": 0.25, "consistency_weight": 2.0, "consistency_rampup": 0.2, "mixing": False,
+        "skd": {"weight": 3.0, "temperature": 4.0, "rampup": 0.5},
+        "entropy_weight": 0.25, "consistency": {"weight": 2.0, "rampup": 0.2}, "mix": None,
     }  # fmt: skip
     method = make_method("knowsam", 3, **settings).eval()
     batch = make_batch(3)
@@ -161,43 +173,78 @@ def test_ramps_and_factors_are_the_arguments():
 
 def test_skd_confidence_threshold_leaves_unsure_pixels_out():
     batch = make_batch(3)
-    method = make_method("knowsam", 3, skd_rampup=0.0, mixing=False).eval()
+    method = make_method("knowsam", 3, skd={"rampup": 0.0}, mix=None).eval()
     _, logits, sam = logits_of(method, batch)
     confidence = sam.softmax(1).amax(1)
-    method.skd_confidence_threshold = confidence.median().item()
-    sure = confidence >= method.skd_confidence_threshold
+    teacher, threshold = method.sam_teacher, confidence.median().item()
+    teacher.options = replace(teacher.options, confidence_threshold=threshold)
+    sure = confidence >= threshold
     losses = method(batch, 0).losses
     expected = 0.5 * sam_distillation_loss(logits["unet"], sam, temperature=10.0, valid=sure)
     torch.testing.assert_close(losses["skd_unet"], expected)
-    method.skd_confidence_threshold = 1.1
+    teacher.options = replace(teacher.options, confidence_threshold=1.0)
     assert method(batch, 0).losses["skd_unet"].item() == 0
 
 
 def test_sam_teaches_in_eval_mode_and_learns_in_train_mode():
-    method = make_method("knowsam", 2, mixing=False).train()
+    method = make_method("knowsam", 2, mix=None).train()
     modes = []
-    method.sam_guide.prompt.register_forward_hook(
-        lambda module, *_: modes.append((module.training, torch.is_grad_enabled()))
-    )
-    tracked = method.sam_guide.prompt[1].num_batches_tracked
+    teacher, guide = method.sam_teacher, method.sam_teacher.guide
+    guide.prompt.register_forward_hook(lambda module, *_: modes.append((module.training, torch.is_grad_enabled())))
+    tracked = guide.prompt[1].num_batches_tracked
     method(make_batch(2), 0)
     assert modes == [(True, True), (False, False)]
-    assert tracked == 1 and method.sam_guide.prompt.training
+    assert tracked == 1 and guide.prompt.training
 
     modes.clear()
-    method.sam_teacher_mode = "train"
+    teacher.options = replace(teacher.options, teacher_mode="train")
     method(make_batch(2), 0)
     assert modes == [(True, True)]
 
 
 def test_sam_sees_the_view_that_was_asked_for():
     for view in ("weak", "strong"):
-        method = make_method("knowsam", 2, sam_view=view)
+        method = make_method("knowsam", 2, skd={"view": view})
         seen = []
-        method.sam_guide.encoder.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        method.sam_teacher.guide.image_encoder.register_forward_pre_hook(
+            lambda _, inputs, seen=seen: seen.append(inputs[0])
+        )
         batch = make_batch(2)
         method(batch, 0)
-        assert torch.equal(torch.cat(seen), torch.cat([batch.labelled, getattr(batch, view)]))
+        shown = batch.weak if view == "weak" else batch.strong[0]
+        assert torch.equal(torch.cat(seen), torch.cat([batch.labelled, shown]))
+
+
+@pytest.mark.parametrize("modes", [False, True])
+def test_what_is_asked_once_is_computed_once(modes):
+    """One pass of the encoder serves learning and teaching, unless it computes otherwise in eval mode."""
+    method = make_method("knowsam", 2, guide=StubGuide(2, modes=modes)).train()
+    guide = method.sam_teacher.guide
+    method(make_batch(2), LATE)
+    assert guide.encoded == (2 if modes else 1)
+
+
+def test_a_frozen_part_of_the_guide_stays_in_its_mode():
+    method = make_method("knowsam", 2, guide=StubGuide(2, modes=True)).train()
+    norm = method.sam_teacher.guide.image_encoder[1].eval()
+    method(make_batch(2), 0)
+    assert not norm.training and method.sam_teacher.guide.prompt.training
+
+
+def test_one_images_teacher_does_not_depend_on_the_others():
+    """With batch norm in the encoder, too: the teacher's pass is in eval mode throughout."""
+    torch.manual_seed(0)
+    teacher = SamTeacher(StubGuide(2, modes=True), MAX_STEPS).train()
+    batch, prompt = make_batch(2), torch.randn(5, 2, SIDE, SIDE)
+    changed = replace(batch, weak=torch.cat([batch.weak[:1] + 0.3, batch.weak[1:]]))
+    first = copy.deepcopy(teacher)(batch, prompt).logits
+    second = copy.deepcopy(teacher)(changed, prompt).logits
+    # The pass that learns moved running statistics alike or not: the teacher's own statistics are what counts.
+    assert not torch.equal(first[2], second[2])
+    frozen = copy.deepcopy(teacher)
+    frozen.guide.image_encoder[1].momentum = frozen.guide.prompt[1].momentum = 0.0
+    first, second = (copy.deepcopy(frozen)(shown, prompt).logits for shown in (batch, changed))
+    assert torch.equal(torch.cat([first[:2], first[3:]]), torch.cat([second[:2], second[3:]]))
 
 
 # ---------------------------------------------------------------- mixing
@@ -224,11 +271,9 @@ def mix_by_loops(images, labels, sure, uncertainty, labelled, *, grid=4, cells=5
 
 @pytest.mark.parametrize("num_classes", CLASSES)
 @pytest.mark.parametrize("sizes", [(2, 2), (2, 3), (4, 1)])
-@pytest.mark.parametrize(
-    "settings", [{}, {"mix_pick": "least_uncertain"}, {"mix_confidence_threshold": 0.5, "mix_cells": 9}]
-)
+@pytest.mark.parametrize("settings", [{}, {"pick": "least_uncertain"}, {"confidence_threshold": 0.5, "cells": 9}])
 def test_mixed_losses_equal_a_loop_over_cells(num_classes, sizes, settings):
-    method = make_method("knowsam", num_classes, **settings).eval()
+    method = make_method("knowsam", num_classes, mix=settings).eval()
     batch = make_batch(num_classes, *sizes)
     labelled = sizes[0]
     images, logits, sam = logits_of(method, batch)
@@ -237,12 +282,12 @@ def test_mixed_losses_equal_a_loop_over_cells(num_classes, sizes, settings):
     sure = torch.cat(
         [
             torch.ones_like(batch.mask, dtype=torch.bool),
-            confidence[labelled:] >= settings.get("mix_confidence_threshold", 0),
+            confidence[labelled:] >= settings.get("confidence_threshold", 0),
         ]
     )
     mixed, label, sure = mix_by_loops(
         images, label, sure, entropy_map(logits["fusion"]), labelled,
-        cells=settings.get("mix_cells", 5), largest="mix_pick" not in settings,
+        cells=settings.get("cells", 5), largest="pick" not in settings,
     )  # fmt: skip
 
     seen = []
@@ -279,8 +324,7 @@ def recorded_segmentation(monkeypatch):
 
 def test_mix_confidence_threshold_masks_pseudo_labels_only(monkeypatch):
     """A threshold nobody meets leaves exactly the pixels that carry a true mask."""
-    method = make_method("knowsam", 3).eval()
-    method.mix_confidence_threshold = 1.01
+    method = make_method("knowsam", 3, mix={"confidence_threshold": 1.0}).eval()
     calls = recorded_segmentation(monkeypatch)
     method(make_batch(3, 2, 2), LATE)
     masks = [(mask, valid) for mask, valid in calls if valid is not None]
@@ -299,11 +343,11 @@ def test_without_threshold_every_mixed_pixel_counts(monkeypatch):
 
 def test_true_masks_follow_their_pixels(monkeypatch):
     """Paint the class into the image: wherever a mixed pixel came from a labelled image, the label says its class."""
-    method = make_method("knowsam", 4).eval()
-    method.mix_confidence_threshold = 1.01
+    method = make_method("knowsam", 4, mix={"confidence_threshold": 1.0}).eval()
     batch = make_batch(4, 3, 2)
     batch.labelled = (batch.mask[:, None].float() / 10 + 0.5).expand(-1, 3, -1, -1).contiguous()
-    batch.strong = batch.weak = torch.zeros(2, 3, SIDE, SIDE)
+    batch.weak = torch.zeros(2, 3, SIDE, SIDE)
+    batch.strong = (batch.weak,)
     seen = []
     method.students.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     calls = recorded_segmentation(monkeypatch)
@@ -316,11 +360,11 @@ def test_true_masks_follow_their_pixels(monkeypatch):
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 1.0])
 def test_mixing_climbs_from_its_start_to_its_weight(share):
-    settings = {"mix_start": 0.5, "mix_weight": 1.0, "mix_rampup": 0.0}
+    settings = {"start": 0.5, "weight": 1.0, "rampup": 0.0}
     step, batch = int(MAX_STEPS * (0.5 + 0.5 * share)), make_batch(2)
-    method = make_method("knowsam", 2, **settings).eval()
+    method = make_method("knowsam", 2, mix=settings).eval()
     whole = {k: v.item() for k, v in method(batch, step).losses.items() if k.startswith("mix_")}
-    gentle = make_method("knowsam", 2, **settings | {"mix_weight": 0.4, "mix_rampup": 0.5}).eval()
+    gentle = make_method("knowsam", 2, mix=settings | {"weight": 0.4, "rampup": 0.5}).eval()
     gentle.load_state_dict(method.state_dict())
     weighed = {k: v.item() for k, v in gentle(batch, step).losses.items() if k.startswith("mix_")}
     factor = 0.4 * math.exp(-5 * (1 - (step - 0.5 * MAX_STEPS) / (0.5 * MAX_STEPS)) ** 2)
@@ -328,13 +372,13 @@ def test_mixing_climbs_from_its_start_to_its_weight(share):
 
 
 def test_when_mixing_starts():
-    method = make_method("knowsam", 2, mix_start=0.24)
+    method = make_method("knowsam", 2, mix={"start": 0.24})
 
     def mixes(step):
         return any(term.startswith("mix_") for term in method(make_batch(2), step).losses)
 
     assert [mixes(step) for step in (0, 23, 24, 25, 99)] == [False, False, False, True, True]
-    method = make_method("knowsam", 2, mixing=False)
+    method = make_method("knowsam", 2, mix=None)
     assert not mixes(LATE)
 
 
@@ -351,12 +395,14 @@ def test_supervised_weights(num_classes):
         torch.testing.assert_close(losses[f"seg_{name}"], share * segmentation_loss(logits[name], batch.mask))
 
 
-def test_supervised_sees_unlabelled_images_only_for_a_wrapper():
+def test_supervised_shows_its_students_what_it_is_given():
+    """Without SAM the experiment gives it no unlabelled images, and batch statistics are of the labelled ones."""
     batch = make_batch(2)
-    alone = make_method("supervised", 2)(batch, 0)
-    assert torch.equal(alone.predictions["unet"].images, batch.labelled)
-    wrapped = make_method("supervised", 2, skd=True)(batch, 0)
-    assert torch.equal(wrapped.predictions["unet"].images, torch.cat([batch.labelled, batch.strong]))
+    alone = replace(batch, weak=batch.weak[:0], strong=(batch.strong[0][:0],))
+    assert torch.equal(make_method("supervised", 2)(alone, 0).predictions["unet"].images, batch.labelled)
+    taught = make_method("supervised", 2)(batch, 0)
+    assert torch.equal(taught.predictions["unet"].images, torch.cat([batch.labelled, batch.strong[0]]))
+    assert set(taught.losses) == {"seg_unet", "seg_vnet", "seg_fusion"}
 
 
 @pytest.mark.parametrize("step", [0, 20, 80])
@@ -367,7 +413,7 @@ def test_mean_teacher_weights(step):
         for p in method.teacher.parameters():
             p.mul_(1.5)
     batch = make_batch(3)
-    logits = method.students(torch.cat([batch.labelled, batch.strong]))
+    logits = method.students(torch.cat([batch.labelled, batch.strong[0]]))
     target = method.teacher(batch.weak)["fusion"].softmax(1)
     losses = method(batch, step).losses
     for name, x in logits.items():
@@ -379,9 +425,10 @@ def test_mean_teacher_average_includes_buffers():
     method = make_method("mean_teacher", 2, ema_decay=0.75).train()
     method(make_batch(2), 0)
     method.after_step(0)  # decay 0: a copy
-    for a, b in zip(method.teacher.state_dict().values(), method.students.state_dict().values(), strict=True):
+    average = method.teacher.average
+    for a, b in zip(average.state_dict().values(), method.students.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    before = {k: v.clone() for k, v in method.teacher.state_dict().items()}
+    before = {k: v.clone() for k, v in average.state_dict().items()}
     method(make_batch(2, seed=4), 1)
     with torch.no_grad():
         for p in method.students.parameters():
@@ -389,12 +436,12 @@ def test_mean_teacher_average_includes_buffers():
     method.after_step(1)  # 1 - 1/2 < 0.75
     students = method.students.state_dict()
     assert any("running_mean" in key for key in before)
-    for key, value in method.teacher.state_dict().items():
+    for key, value in average.state_dict().items():
         expected = 0.5 * before[key] + 0.5 * students[key] if value.is_floating_point() else students[key]
         torch.testing.assert_close(value, expected)
-    before = {k: v.clone() for k, v in method.teacher.state_dict().items()}
+    before = {k: v.clone() for k, v in average.state_dict().items()}
     method.after_step(50)
-    for key, value in method.teacher.state_dict().items():
+    for key, value in average.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, 0.75 * before[key] + 0.25 * students[key])
 
@@ -412,37 +459,39 @@ def test_with_skd_arithmetic(name, step):
     """The fused logits prompt SAM, in training as in prediction; the students are taught, the fusion head is not."""
     method = make_method(name, 3, skd=True).eval()
     batch = make_batch(3)
-    images = torch.cat([batch.labelled, batch.strong])
-    logits = method.method.students(images)
-    sam = method.sam_guide(images, logits["fusion"])
-    seen = count_encodings(method.sam_guide)
+    images, shown = (torch.cat([batch.labelled, view]) for view in (batch.strong[0], batch.weak))
+    logits, guide = method.method.students(images), method.sam_teacher.guide
+    sam = guide(shown, logits["fusion"])
+    seen = count_encodings(guide)
     losses = method(batch, step).losses
-    torch.testing.assert_close(torch.cat(seen), images)  # each once, the labelled ones first
+    torch.testing.assert_close(torch.cat(seen), shown)  # the weak view, each once, the labelled ones first
     torch.testing.assert_close(losses["sam"], segmentation_loss(sam[:2], batch.mask))
     assert {term for term in losses if term.startswith("skd_")} == {"skd_unet", "skd_vnet"}
     for student in ("unet", "vnet"):
         expected = ramp(step, 40) / 2 * sam_distillation_loss(logits[student], sam, temperature=10.0)
         torch.testing.assert_close(losses[f"skd_{student}"], expected)
-    torch.testing.assert_close(method.predict(images)["sam"], sam)
+    prompted = guide(images, logits["fusion"])
+    torch.testing.assert_close(method.predict(images)["sam"], prompted)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_with_skd_teaches_in_the_mode_asked_for(mode):
     method = make_method("supervised", 2, skd=True)
-    method.sam_teacher_mode = mode
+    method.sam_teacher.options = SkdOptions(teacher_mode=mode)
     method.train()
     modes = []
-    method.sam_guide.prompt.register_forward_hook(lambda module, *_: modes.append(module.training))
+    method.sam_teacher.guide.prompt.register_forward_hook(lambda module, *_: modes.append(module.training))
     method(make_batch(2), 0)
     assert modes == ([True, False] if mode == "eval" else [True])
-    assert method.sam_guide.training
+    assert method.sam_teacher.guide.training
 
 
 @pytest.mark.parametrize("prompt", [{}, {"sparse": False}])
 def test_sam_learns_from_labelled_images_without_a_graph_of_the_others(prompt):
     """The same logits; the others' only way to the gradient, the prompt generator's batch statistics, is left out."""
     torch.manual_seed(0)
-    guide, _ = build_sam_guide("tiny", 64, 2, tuning={"name": "adapter", "zero_init": False}, prompt=prompt)
+    tuning, prompts = {"name": "adapter", "zero_init": False}, {"name": "learned", **prompt}
+    guide, _ = build_sam_guide("vit_tiny", image_size=64, num_classes=2, tuning=tuning, prompt=prompts)
     images, coarse = torch.rand(4, 3, 64, 64), torch.randn(4, 2, 64, 64)
     weights = torch.randn(2, 2, 64, 64)
 
@@ -451,7 +500,8 @@ def test_sam_learns_from_labelled_images_without_a_graph_of_the_others(prompt):
         torch.manual_seed(1)  # dropout
         guide.zero_grad()
         shown = images.clone().requires_grad_()
-        sam_logits, teacher_logits = ask_sam(guide.train(), shown, coarse, "eval", 2, gradient)
+        teacher = SamTeacher(guide.train(), MAX_STEPS, SkdOptions(gradient=gradient))
+        sam_logits, teacher_logits = teacher._ask_twice(shown, coarse, 2)
         (sam_logits * weights).sum().backward()
         gradients = {name: p.grad for name, p in guide.named_parameters() if p.grad is not None}
         return sam_logits, teacher_logits, gradients, shown.grad
@@ -479,37 +529,62 @@ def test_with_skd_does_not_change_the_method_within():
     assert wrapped.inference_model().state_dict().keys() == wrapped.method.inference_model().state_dict().keys()
 
 
-def test_with_skd_students_of_different_images_get_their_own_sam_pass():
-    class TwoViews(SSLMethod):
-        def __init__(self):
-            super().__init__()
-            self.inner = make_method("supervised", 2)
+class Mixing(SSLMethod):
+    """A student that sees images whose lower half is the next image's, and says so."""
 
-        def forward(self, batch, step):
-            a = self.inner(batch, step)
-            b = self.inner(type(batch)(batch.labelled.flip(-1), batch.mask.flip(-1), batch.weak, batch.strong), step)
-            renamed = {f"{k}2": v for k, v in b.predictions.items()}
-            return StepOutput(a.losses, {**a.predictions, **renamed})
+    def __init__(self, prompt=False, transform=True):
+        super().__init__()
+        self.inner = make_method("supervised", 2)
+        self.prompt, self.transform = prompt, transform
 
-        def trainable_groups(self):
-            return self.inner.trainable_groups()
+    def mix(self, x):
+        return torch.cat([x[..., : SIDE // 2, :], x.roll(1, 0)[..., SIDE // 2 :, :]], -2)
 
-        def outputs(self):
-            return self.inner.outputs()
+    def forward(self, batch, step):
+        logits = self.inner.students(self.mix(batch.weak))["unet"]
+        supervised = segmentation_loss(self.inner.students(batch.labelled)["unet"], batch.mask)
+        plain = self.inner.students(torch.cat([batch.labelled, batch.weak]))["unet"] if self.prompt else None
+        taught = Taught(logits, "unlabelled", self.mix if self.transform else None)
+        return StepOutput({"seg": supervised}, taught={"unet": taught}, prompt=plain)
 
-        def predict(self, images):
-            return self.inner.predict(images)
+    def networks(self):
+        return self.inner.networks()
 
-        def inference_model(self):
-            return self.inner.inference_model()
+    def trainable_groups(self):
+        return self.inner.trainable_groups()
 
+
+@pytest.mark.parametrize("prompt", [False, True])
+def test_with_skd_teaches_mixed_images_what_sam_says_of_unmixed_ones(prompt):
     torch.manual_seed(0)
-    method = WithSKD(TwoViews(), StubGuide(2), MAX_STEPS)
-    seen = count_encodings(method.sam_guide)
-    losses = method(make_batch(2), 5).losses
-    assert len(seen) == 2
-    assert {t for t in losses if t.startswith("skd_")} == {f"skd_{n}{i}" for n in ("unet", "vnet") for i in ("", "2")}
-    assert losses["sam"].isfinite()
+    method = WithSKD(Mixing(prompt), StubGuide(2), MAX_STEPS, SkdOptions(rampup=0.0)).eval()
+    batch = make_batch(2)
+    shown = torch.cat([batch.labelled, batch.weak])
+    # Without a prompt of its own, SAM is prompted with the deployed network's logits.
+    logits = method.method.inner.students(shown)["unet" if prompt else "fusion"]
+    sam = method.method.mix(method.sam_teacher.guide(shown, logits)[2:])
+    student = method.method.inner.students(method.method.mix(batch.weak))["unet"]
+    expected = sam_distillation_loss(student, sam, temperature=10.0)
+    torch.testing.assert_close(method(batch, 0).losses["skd_unet"], expected)
+
+
+def test_taught_valid_leaves_pixels_out():
+    torch.manual_seed(0)
+    teacher, batch = SamTeacher(StubGuide(2), MAX_STEPS, SkdOptions(rampup=0.0)).eval(), make_batch(2)
+    logits, valid = torch.randn(5, 2, SIDE, SIDE, requires_grad=True), torch.rand(5, SIDE, SIDE) < 0.5
+    said = teacher(batch, logits)
+    (lesson,) = teacher.lessons(said, {"unet": Taught(logits, valid=valid)}, 0)
+    assert torch.equal(lesson.valid, valid)
+    (lesson,) = teacher.lessons(said, {"unet": Taught(logits[:2], "labelled")}, 0)
+    assert torch.equal(lesson.target, said.logits[:2]) and lesson.valid.all()
+
+
+def test_logits_that_sams_do_not_fit_are_told():
+    torch.manual_seed(0)
+    teacher, batch = SamTeacher(StubGuide(2), MAX_STEPS), make_batch(2)
+    said = teacher(batch, torch.randn(5, 2, SIDE, SIDE))
+    with pytest.raises(ContractError, match=r"unet is reported as taught .*view 'joined' are \(5, 2, 16, 16\)"):
+        list(teacher.lessons(said, {"unet": Taught(torch.randn(3, 2, SIDE, SIDE))}, 0))
 
 
 # ---------------------------------------------------------------- refusals
@@ -518,8 +593,10 @@ def test_with_skd_students_of_different_images_get_their_own_sam_pass():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"sam_teacher_mode": "off"}, "sam_teacher_mode must be one of .*got 'off'"),
-        ({"sam_view": "medium"}, "sam_view must be one of .*got 'medium'"),
+        ({"skd": {"teacher_mode": "off"}}, "teacher_mode must be one of .*got 'off'"),
+        ({"skd": {"view": "medium"}}, "view must be one of .*got 'medium'"),
+        ({"skd": {"temperature": 0}}, "temperature must be > 0"),
+        ({"consistency": {"weight": -1}}, "weight must be in 0"),
     ],
 )
 def test_knowsam_refuses(options, text):
@@ -530,15 +607,15 @@ def test_knowsam_refuses(options, text):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"mix_pick": "most"}, "pick must be"),
-        ({"mix_cells": 17}, "cells must be in"),
-        ({"mix_grid": 2}, "cells must be in"),
+        ({"pick": "most"}, "pick must be"),
+        ({"cells": 17}, "cells must be in"),
+        ({"grid": 2}, "cells must be in"),
     ],
 )
 def test_mixing_settings_are_refused_before_the_run(options, text):
     """Not thousands of steps later, when mixing starts."""
     with pytest.raises(ValueError, match=text):
-        make_method("knowsam", 2, **options)
+        make_method("knowsam", 2, mix=options)
 
 
 def test_knowsam_needs_a_pair_and_a_fusion_head():
@@ -551,10 +628,15 @@ def test_mean_teacher_refuses_an_unknown_consistency():
         make_method("mean_teacher", 2, consistency="kl")
 
 
-def test_with_skd_needs_predictions():
-    class Silent(nn.Module):
+def test_with_skd_needs_something_to_teach():
+    class Silent(Mixing):
         def forward(self, batch, step):
             return StepOutput({"seg": torch.zeros(())})
 
-    with pytest.raises(ValueError, match="Silent reports no predictions"):
+    with pytest.raises(ContractError, match="Silent reports nothing that SAM may teach"):
         WithSKD(Silent(), StubGuide(2), MAX_STEPS)(make_batch(2), 0)
+
+
+def test_a_method_that_distils_is_not_taught_twice():
+    with pytest.raises(ValueError, match="KnowSAM distils from SAM already"):
+        WithSKD(make_method("knowsam", 2), StubGuide(2), MAX_STEPS)

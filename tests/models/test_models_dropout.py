@@ -10,11 +10,19 @@ from knowsam.models.unet import UNet
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [
+        ((61, 59), torch.contiguous_format),
+        ((61, 59), torch.channels_last),
+        ((7, 23, 21), torch.contiguous_format),
+        ((7, 23, 21), torch.channels_last_3d),
+    ],
+)
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.5])
-def test_what_is_kept_and_how_it_is_scaled(dtype, layout, rate):
+def test_what_is_kept_and_how_it_is_scaled(dtype, size, layout, rate):
     torch.manual_seed(0)
-    x = torch.rand(4, 6, 61, 59).add(0.5).to(dtype).to(memory_format=layout).requires_grad_()
+    x = torch.rand(4, 6, *size).add(0.5).to(dtype).to(memory_format=layout).requires_grad_()
     y = Dropout(rate)(x)
     assert y.dtype == dtype and y.stride() == x.stride()
     kept = y != 0
@@ -77,11 +85,12 @@ def test_compiled_it_is_torchs_own_without_a_graph_break():
     compiled = torch.compile(Dropout(0.5), backend="aot_eager", fullgraph=True)
     x = torch.rand(3, 50) + 0.5
     torch.manual_seed(0)
-    answer = compiled(x)
+    dropped = compiled(x)
     torch.manual_seed(0)
-    assert torch.equal(answer, nn.Dropout(0.5)(x)) and 0 < (answer == 0).sum() < 150
+    assert torch.equal(dropped, nn.Dropout(0.5)(x)) and 0 < (dropped == 0).sum() < 150
 
 
-def test_the_unet_drops_with_it():
-    rates = [module.p for module in UNet(3, 2).modules() if isinstance(module, Dropout)]
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_the_unet_drops_with_it(spatial_dims):
+    rates = [module.p for module in UNet(3, spatial_dims=spatial_dims).modules() if isinstance(module, Dropout)]
     assert rates[:5] == [0.05, 0.1, 0.2, 0.3, 0.5] and not any(rates[5:])

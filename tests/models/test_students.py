@@ -1,190 +1,370 @@
-"""U-Net, V-Net, fusion head and the pair of them."""
+"""Students: each network with its own normalisation and layout, and all of them as one network."""
+
+import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch._dynamo
 from torch import nn
 
+from knowsam import components
 from knowsam.models.fusion import FusionHead
-from knowsam.models.students import DeployedStudents, Students
+from knowsam.models.students import DeployedStudents, Student, Students
 from knowsam.models.unet import UNet
 from knowsam.models.vnet import VNet
 
-CLASSES = (2, 3, 4)
+CLASSES = (2, 4, 9)
+SIDES = {2: (32, 48), 3: (16, 32, 16)}
+dims = pytest.mark.parametrize("spatial_dims", [2, 3])
+SMALL = {"channels": (4, 8), "dropout": (0.1, 0.2)}
 
 
 def count(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def images(batch=2, side=32, channels=3):
-    return torch.rand(batch, channels, side, side, generator=torch.Generator().manual_seed(0))
+def images(spatial_dims=2, batch=2, channels=3):
+    return torch.rand(batch, channels, *SIDES[spatial_dims], generator=torch.Generator().manual_seed(0))
 
 
-def pair(num_classes, **options):
+def pair(num_classes, spatial_dims=2, fusion=True, **options):
     torch.manual_seed(0)
-    return Students({"unet": UNet(num_classes), "vnet": VNet(num_classes)}, FusionHead(num_classes), **options)
+    subnets = {
+        "unet": UNet(num_classes, spatial_dims=spatial_dims, **SMALL),
+        "vnet": VNet(num_classes, spatial_dims=spatial_dims, filters=2, norm="batch"),
+    }
+    return Students(subnets, FusionHead(num_classes, spatial_dims) if fusion else None, **options)
 
 
-def test_parameter_counts():
-    parts = UNet(2), VNet(2), FusionHead(2)
-    assert [count(p) for p in parts] == [1_944_322, 3_265_986, 40_546]
-    assert round(count(Students({"unet": parts[0], "vnet": parts[1]}, parts[2])) / 1e6, 2) == 5.25
+class Seen(nn.Conv2d):
+    """Keeps what it is shown; options become attributes."""
+
+    def __init__(self, channels=3, **declared):
+        super().__init__(channels, 2, 1)
+        vars(self).update(declared)
+
+    def forward(self, x):
+        self.seen = x
+        return super().forward(x)
 
 
+# ---------------------------------------------------------------- one student
+
+
+def test_normalisation_is_the_networks_own_else_the_default():
+    image = torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1)
+    for student, expected in (
+        (Student(Seen()), [-2.0, 0.0, 2.0]),
+        (Student(Seen(mean=0.0, std=0.5)), [0.0, 1.0, 2.0]),
+        (Student(Seen(mean=(0.0, 0.25, 0.5), std=(1.0, 0.5, 0.25))), [0.0, 0.5, 2.0]),
+        (Student(Seen(mean=0.0, std=0.5), mean=1, std=1), [-1.0, -0.5, 0.0]),
+        (Student(Seen(mean=[0.0, 0.0, 1.0])), [0.0, 2.0, 0.0]),
+    ):
+        student(image)
+        torch.testing.assert_close(student.network.seen.flatten(), torch.tensor(expected))
+
+
+@dims
+def test_statistics_per_channel_go_along_the_channels(spatial_dims):
+    student = Student(nn.Identity(), mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 2.0))
+    x = images(spatial_dims)
+    expected = torch.stack([x[:, 0], (x[:, 1] - 0.5) / 0.5, (x[:, 2] - 1) / 2], 1)
+    torch.testing.assert_close(student(x), expected)
+    same = Student(nn.Identity(), mean=(0.3, 0.3, 0.3), std=(0.7, 0.7, 0.7))
+    torch.testing.assert_close(same(x), Student(nn.Identity(), mean=0.3, std=0.7)(x))
+
+
+def test_statistics_follow_the_network_and_are_no_weights():
+    student = Student(Seen(), mean=(0.0, 0.5, 1.0), std=0.5)
+    assert list(student.state_dict()) == ["network.weight", "network.bias"]
+    moved = copy.deepcopy(student).to("meta")
+    assert moved(torch.empty(1, 3, 4, 4, device="meta")).device.type == "meta"
+    assert student.double()(torch.rand(1, 3, 4, 4, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("statistic", [0.5, (0.5, 0.5, 0.5)])
+def test_normalised_images_equal_the_plain_formula_bit_for_bit(statistic):
+    x = images()
+    student = Student(nn.Identity(), mean=statistic, std=0.25)
+    assert torch.equal(student(x), (x - 0.5) / 0.25)
+
+
+@dims
+def test_layout(spatial_dims):
+    network = UNet(2, spatial_dims=spatial_dims, **SMALL)
+    student = Student(network)
+    expected = torch.channels_last if spatial_dims == 2 else torch.contiguous_format
+    assert student.memory_format == expected
+    assert network.encoder[0][0].weight.is_contiguous(memory_format=expected)
+    assert student.normalise(images(spatial_dims)).is_contiguous(memory_format=expected)
+    last = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
+    for other in (torch.contiguous_format, last):
+        student = Student(copy.deepcopy(network), memory_format=other)
+        assert student.network.encoder[0][0].weight.is_contiguous(memory_format=other)
+        assert student.normalise(images(spatial_dims)).is_contiguous(memory_format=other)
+    assert Student(Seen(memory_format=torch.contiguous_format)).memory_format == torch.contiguous_format
+
+
+def test_a_network_of_volumes_without_convolutions_takes_volumes():
+    assert Student(nn.Identity())(images(3)).shape == (2, 3, *SIDES[3])
+
+
+@pytest.mark.parametrize("made", [list, tuple])
+def test_of_several_outputs_the_first_are_the_logits(made):
+    class Deep(nn.Conv2d):
+        def forward(self, x):
+            logits = super().forward(x)
+            return made([logits, logits[..., ::2]]) if self.training else logits
+
+    student = Student(Deep(3, 2, 1))
+    assert torch.equal(student(images()), student.eval()(images()))
+
+
+def test_encode_and_decode_are_the_networks_on_normalised_images():
+    network = UNet(3, **SMALL, decoders=2).eval()
+    student = Student(network, mean=0.1, std=0.3)
+    features = student.encode(images())
+    expected = network.encode(student.normalise(images()))
+    assert isinstance(features, list) and all(map(torch.equal, features, expected))
+    assert torch.equal(student.decode(features), student(images()))
+    logits, made = student.decode_all(features)
+    assert torch.equal(logits, student(images()))
+    assert torch.equal(made["decoder_2"], student.auxiliary(features)["decoder_2"])
+
+
+def test_what_a_student_offers():
+    plain, rich = Student(UNet(2, **SMALL)), Student(UNet(2, **SMALL, decoders=2))
+    assert plain.offers("encode") and plain.offers("decode") and not plain.offers("auxiliary")
+    assert rich.offers("auxiliary")
+    assert not Student(Seen()).offers("encode")
+    for ask in (lambda s: s.encode(images()), lambda s: s.decode([]), lambda s: s.auxiliary([])):
+        with pytest.raises(ValueError, match=r"student Seen offers no \w+; .*unet"):
+            ask(Student(Seen()))
+    with pytest.raises(ValueError, match="student UNet offers no auxiliary; unet does with deep_supervision"):
+        plain.decode_all(plain.encode(images()))
+
+
+def test_both_are_asked_for_one_by_one_where_the_network_cannot_do_both():
+    class Two(UNet):
+        decode_all = None
+
+    student = Student(Two(2, **SMALL, decoders=2)).eval()
+    logits, made = student.decode_all(student.encode(images()))
+    assert torch.equal(logits, student(images())) and list(made) == ["decoder_2"]
+
+
+def test_another_kind_of_encode_is_refused():
+    """MONAI's SegResNet, for one, has an ``encode`` of its own."""
+
+    class Other(Seen):
+        def encode(self, x):
+            return x, [x]
+
+    with pytest.raises(ValueError, match=r"encode of Other gives a tuple of Tensor, list; .* list of tensors"):
+        Student(Other()).encode(images())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"mean": "0.5"}, "mean must be a number, or one per channel of the images, got '0.5'"),
+        ({"mean": ()}, "mean must be a number"),
+        ({"std": [0.5, None]}, "std must be a number"),
+        ({"mean": float("nan")}, "got nan"),
+        ({"std": 0}, "std must be above 0, got 0"),
+        ({"std": (0.2, -0.2, 0.2)}, "std must be above 0"),
+    ],
+)
+def test_statistics_that_are_none(options, text):
+    with pytest.raises(ValueError, match=text):
+        Student(Seen(), **options)
+
+
+def test_statistics_of_other_channels():
+    with pytest.raises(ValueError, match=r"images \(2, 1, 32, 48\) have 1 channels, but mean is of 3: give one number"):
+        Student(Seen(1), mean=(0.1, 0.2, 0.3))(images(channels=1))
+
+
+@dims
+@pytest.mark.parametrize("target", ["monai.networks.nets:BasicUNet", "knowsam.models.unet:UNet"])
+def test_any_class_that_asks_by_name(target, spatial_dims):
+    """``out_channels`` or ``num_classes``: a builder offers both."""
+    facts = {"num_classes": 3, "out_channels": 3, "in_channels": 1, "spatial_dims": spatial_dims, "image_size": 32}
+    options = {"features": (4, 4, 4, 4, 4, 4)} if "monai" in target else dict(SMALL)
+    student = Student(components.call(components.load(target), facts, options))
+    x = images(spatial_dims, channels=1)
+    assert student(x).shape == (2, 3, *SIDES[spatial_dims])
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def test_parameter_count_of_the_published_pair():
+    students = Students({"unet": UNet(2), "vnet": VNet(2)}, FusionHead(2))
+    assert round(count(students) / 1e6, 2) == 5.25
+
+
+@dims
 @pytest.mark.parametrize("num_classes", CLASSES)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_output_shapes(num_classes, batch):
-    students = pair(num_classes).eval()
+def test_output_shapes(num_classes, batch, spatial_dims):
+    students = pair(num_classes, spatial_dims).eval()
     with torch.no_grad():
-        logits = students(images(batch, 48))
+        logits = students(images(spatial_dims, batch))
     assert list(logits) == ["unet", "vnet", "fusion"]
     for x in logits.values():
-        assert x.shape == (batch, num_classes, 48, 48)
+        assert x.shape == (batch, num_classes, *SIDES[spatial_dims])
         assert x.isfinite().all()
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "instance"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_vnet_norms_and_channels(norm, channels):
-    net = VNet(3, in_channels=channels, filters=4, norm=norm).eval()
-    assert net(images(1, 32, channels)).shape == (1, 3, 32, 32)
-
-
-def test_unet_of_other_depth():
-    net = UNet(3, in_channels=1, channels=(4, 8, 16), dropout=(0.0, 0.1, 0.2)).eval()
-    assert net(images(1, 36, 1)).shape == (1, 3, 36, 36)
-
-
-def test_vnet_equals_hand_written_forward():
-    """A skip is the output of the level's *down* convolution; at full resolution, of the first block."""
-    torch.manual_seed(0)
-    net = VNet(3, filters=4)
-    weights = [(m.weight, m.bias) for m in net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
-    names = {id(m.weight): n for n, m in net.named_modules() if hasattr(m, "weight")}
-    by_name = {names[id(w)]: (w, b) for w, b in weights}
-    used = set()
-
-    def convolve(x, name, kind=F.conv2d, **how):
-        used.add(name)
-        return F.relu(kind(x, *by_name[name], **how))
-
-    def block(x, name, depth):
-        for i in range(depth):  # convolution, norm, ReLU
-            x = convolve(x, f"{name}.{3 * i}", padding=1)
-        return x
-
-    image = images(2, 32)
-    skips = [block(image, "stem", 1)]
-    x = skips[0]
-    for level, depth in enumerate((2, 3, 3, 3)):
-        skips.append(convolve(x, f"down.{level}.0", stride=2))
-        x = block(skips[-1], f"encoder.{level}", depth)
-    for level, depth in enumerate((3, 3, 2, 1)):
-        x = convolve(x, f"up.{level}.0", F.conv_transpose2d, stride=2) + skips[3 - level]
-        x = block(x, f"decoder.{level}", depth)
-    expected = F.conv2d(x, *by_name["head"])
-    assert used | {"head"} == set(by_name)
-    torch.testing.assert_close(net(image), expected)
-
-
-def test_unet_equals_hand_written_forward():
-    """The decoder concatenates [skip, upsampled]."""
-    torch.manual_seed(0)
-    net = UNet(3, channels=(4, 8, 16), dropout=(0.0, 0.0, 0.0)).eval()
-    x0 = net.encoder[0](images(2, 16))
-    x1 = net.encoder[1](F.max_pool2d(x0, 2))
-    x2 = net.encoder[2](F.max_pool2d(x1, 2))
-    y1 = net.decoder[0](torch.cat([x1, net.up[0](x2)], 1))
-    y0 = net.decoder[1](torch.cat([x0, net.up[1](y1)], 1))
-    torch.testing.assert_close(net(images(2, 16)), net.head(y0))
-    block = net.encoder[0]
-    by_hand = images(2, 16)
-    for conv, norm in ((block[0], block[1]), (block[4], block[5])):
-        by_hand = F.conv2d(by_hand, conv.weight, conv.bias, padding=1)
-        by_hand = F.batch_norm(by_hand, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        by_hand = F.leaky_relu(by_hand, 0.01)
-    torch.testing.assert_close(x0, by_hand)
-
-
-def test_unet_dropout_by_depth_and_none_in_the_decoder():
-    net = UNet(2)
-    rates = {n: m.p for n, m in net.named_modules() if isinstance(m, nn.Dropout)}
-    assert [rates[f"encoder.{i}.3"] for i in range(5)] == [0.05, 0.1, 0.2, 0.3, 0.5]
-    assert all(rate == 0 for name, rate in rates.items() if name.startswith("decoder"))
-
-
+@dims
 @pytest.mark.parametrize("num_classes", CLASSES)
-def test_fused_loss_reaches_both_students_and_every_parameter(num_classes):
-    students = pair(num_classes)
-    students(images())["fusion"].square().mean().backward()
+def test_fused_loss_reaches_both_students_and_every_parameter(num_classes, spatial_dims):
+    students = pair(num_classes, spatial_dims)
+    students(images(spatial_dims))["fusion"].square().mean().backward()
     missed = [name for name, p in students.named_parameters() if p.grad is None]
     assert not missed
     for part in (*students.subnets.values(), students.fusion_head):
         assert sum(p.grad.abs().sum() for p in part.parameters()) > 0
 
 
-@pytest.mark.parametrize("num_classes", CLASSES)
-def test_agreement_map(num_classes):
-    """1 where both say the same about class k: whichever class it is, also where neither is above 0.5."""
-    head = FusionHead(num_classes)
-    seen = []
-    head.agreement.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    generator = torch.Generator().manual_seed(num_classes)
-    first, second = (0.1 * torch.randn(2, num_classes, 6, 6, generator=generator) for _ in range(2))
-    head(first, second)
-    a, b = first.argmax(1), second.argmax(1)
-    for index in torch.cartesian_prod(*map(torch.arange, (2, num_classes, 6, 6))).tolist():
-        n, k, y, x = index
-        expected = float((a[n, y, x] == k) == (b[n, y, x] == k))
-        assert seen[0][n, k, y, x] == expected
-    apart = (a != b)[:, None].expand_as(seen[0])
-    assert apart.any()
-    per_pixel = (seen[0] == 0).sum(1)
-    assert set(per_pixel.unique().tolist()) <= {0, 2}  # a disagreement concerns exactly two classes
+def test_the_path_of_the_pair_is_the_plain_one_bit_for_bit():
+    """Normalise once, channels last, both networks, fusion head: as it was before students were wrapped."""
+    students = pair(3)
+    unet, vnet, head = (
+        copy.deepcopy(x) for x in (*(s.network for s in students.subnets.values()), students.fusion_head)
+    )
+    torch.manual_seed(1)
+    logits = students(images())
+    torch.manual_seed(1)
+    x = ((images() - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
+    first, second = unet(x), vnet(x)
+    expected = {"unet": first, "vnet": second, "fusion": head(first, second)}
+    assert all(torch.equal(logits[name], expected[name]) for name in expected)
+    sum(x.square().mean() for x in logits.values()).backward()
+    sum(x.square().mean() for x in expected.values()).backward()
+    plain = {
+        **{f"subnets.unet.network.{n}": p for n, p in unet.named_parameters()},
+        **{f"subnets.vnet.network.{n}": p for n, p in vnet.named_parameters()},
+        **{f"fusion_head.{n}": p for n, p in head.named_parameters()},
+    }
+    named = dict(students.named_parameters())
+    assert set(named) == set(plain)
+    assert all(torch.equal(p.grad, plain[name].grad) for name, p in named.items())
 
 
-@pytest.mark.parametrize("num_classes", CLASSES)
-def test_certainty_map_is_normalised(num_classes):
-    head = FusionHead(num_classes)
-    seen = []
-    head.certainty.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    sure = torch.zeros(1, num_classes, 4, 4)
-    sure[:, -1] = 60.0
-    head(torch.zeros(1, num_classes, 4, 4), sure)
-    torch.testing.assert_close(seen[0], torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)], 1))
+def test_weights_of_before_students_were_wrapped_fit_by_name():
+    students = pair(3)
+    state = students.state_dict()
+    old = {name.replace(".network.", "."): tensor for name, tensor in state.items()}
+    assert "subnets.unet.encoder.0.0.weight" in old and "subnets.vnet.stem.0.weight" in old
+    new = {
+        f"{'.'.join(parts[:2])}.network.{'.'.join(parts[2:])}" if parts[0] == "subnets" else name: tensor
+        for name, tensor in old.items()
+        if (parts := name.split("."))
+    }
+    torch.manual_seed(9)
+    other = pair(3, mean=0.0)
+    other.load_state_dict(new)
+    assert list(new) == list(state) and all(torch.equal(t, state[n]) for n, t in other.state_dict().items())
 
 
-def test_fusion_ends_linear():
-    """Batch norm and a rectifier after the last convolution would cap the logits."""
-    assert isinstance(FusionHead(3).head, nn.Conv2d)
-    head = FusionHead(3).eval()
-    with torch.no_grad():
-        head.head.bias.copy_(torch.tensor([-50.0, 0.0, 50.0]))
-        fused = head(*torch.randn(2, 1, 3, 4, 4))
-    assert fused[:, 0].max() < -40 and fused[:, 2].min() > 40
+def test_each_student_keeps_its_own_unless_all_are_asked():
+    made = {"a": Seen(mean=0.0, std=1.0), "b": Student(Seen(), mean=(0.1, 0.2, 0.3))}
+    own = Students(made)
+    assert own.normalisation() == {"a": {"mean": 0.0, "std": 1.0}, "b": {"mean": (0.1, 0.2, 0.3), "std": 0.25}}
+    assert own.student("b") is made["b"]
+    common = Students(made, mean=0.5, memory_format=torch.contiguous_format)
+    assert common.normalisation() == {"a": {"mean": 0.5, "std": 1.0}, "b": {"mean": 0.5, "std": 0.25}}
+    assert {common.student(name).memory_format for name in "ab"} == {torch.contiguous_format}
+    assert common.student("b").network is made["b"].network and made["b"].mean == (0.1, 0.2, 0.3)
+    assert Students({"a": Seen(), "b": Seen()}).normalisation() == {"mean": 0.5, "std": 0.25}
 
 
-def test_students_normalise_images():
-    seen = []
-    net = nn.Conv2d(3, 2, 1)
-    net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    Students({"a": net}, mean=0.5, std=0.25)(torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1))
-    torch.testing.assert_close(seen[0].flatten(), torch.tensor([-2.0, 0.0, 2.0]))
-
-
-def test_names_and_deployed():
+def test_names_deployed_and_outputs():
     students = pair(2).eval()
     assert (students.names, students.deployed) == (("unet", "vnet"), "fusion")
+    assert students.outputs == ("fusion", "unet", "vnet")
     alone = Students({"only": nn.Conv2d(3, 2, 1)})
-    assert (alone.names, alone.deployed) == (("only",), "only")
+    assert (alone.names, alone.deployed, alone.outputs) == (("only",), "only", ("only",))
+    assert pair(2, fusion=False).outputs == ("unet", "vnet")
+    assert students.size_divisor == 16 and alone.size_divisor == 1
+    assert Students({"a": Seen(size_divisor=6), "b": Seen(size_divisor=4)}).size_divisor == 12
+
+
+@dims
+def test_the_network_of_one_output(spatial_dims):
+    students = pair(2, spatial_dims).eval()
+    x = images(spatial_dims)
     with torch.no_grad():
-        logits = students(images())
-        for name in (None, "unet", "vnet"):
-            assert torch.equal(DeployedStudents(students, name).eval()(images()), logits[name or "fusion"])
-    deployed = DeployedStudents(students, "vnet")
-    assert all(key.startswith("students.subnets.vnet.") for key in deployed.state_dict())
+        logits = students(x)
+        for name in (None, "fusion", "unet", "vnet"):
+            network = students.network(name).eval()
+            assert isinstance(network, DeployedStudents) and torch.equal(network(x), logits[name or "fusion"])
+            where = network.undecided(x, 1e9)
+            assert where.shape == (2, *SIDES[spatial_dims]) and where.dtype == torch.bool
+            assert bool(where.all()) == (name in (None, "fusion")) == bool(where.any())
+    deployed = students.network("vnet")
+    assert all(key.startswith("students.subnets.vnet.network.") for key in deployed.state_dict())
     assert next(deployed.parameters()) is next(students.subnets["vnet"].parameters())
+    assert deployed.students.student("vnet") is students.student("vnet")
+
+
+def test_a_fusion_head_of_ones_own_is_never_undecided():
+    class Mean(nn.Module):
+        def forward(self, first, second):
+            return (first + second) / 2
+
+    students = Students({"a": Seen(), "b": Seen()}, Mean())
+    assert not students.network().undecided(images(), 1e9).any()
+
+
+@dims
+def test_decoding_what_was_encoded_is_the_forward_fusion_too(spatial_dims):
+    students = pair(3, spatial_dims).eval()
+    x = images(spatial_dims)
+    features = students.encode(x)
+    logits, decoded = students(x), students.decode(features)
+    assert list(features) == ["unet", "vnet"] and list(decoded) == list(logits)
+    assert all(torch.equal(decoded[name], logits[name]) for name in logits)
+    alone = students.decode({"vnet": [2 * feature for feature in features["vnet"]]})
+    assert list(alone) == ["vnet"] and not torch.equal(alone["vnet"], logits["vnet"])
+
+
+def test_auxiliary_by_name():
+    students = Students({"one": UNet(2, **SMALL, decoders=2), "two": UNet(2, **SMALL, decoders=3)}).eval()
+    features = students.encode(images())
+    made = students.auxiliary(features)
+    assert {name: list(x) for name, x in made.items()} == {"one": ["decoder_2"], "two": ["decoder_2", "decoder_3"]}
+    logits, same = students.decode_all(features)
+    assert all(torch.equal(logits[name], x) for name, x in students(images()).items())
+    assert all(torch.equal(same[name][key], x) for name, each in made.items() for key, x in each.items())
+    assert list(students.auxiliary({"two": features["two"]})) == ["two"]
+
+
+def test_what_students_lack_is_said_with_who_has_it():
+    students = Students({"unet": UNet(2, **SMALL), "plain": Seen()})
+    students.require()
+    expected = r"student plain \(Seen\) offers no encode; of the students here unet offers it; by name unet, vnet, "
+    for ask in (lambda: students.require("encode"), lambda: students.encode(images())):
+        with pytest.raises(ValueError, match=expected):
+            ask()
+    with pytest.raises(ValueError, match=r"plain \(Seen\) offers no decode"):
+        students.decode({})
+    with pytest.raises(ValueError, match=r"unet \(UNet\), plain \(Seen\) offers no auxiliary; by name unet does with"):
+        students.require("auxiliary")
+    with pytest.raises(ValueError, match="offers no auxiliary"):
+        students.auxiliary({"unet": []})
+    pair(2).require("encode", "decode")
+
+
+@dims
+def test_compiled_without_a_graph_break(spatial_dims):
+    torch._dynamo.reset()
+    students = pair(2, spatial_dims, mean=(0.1, 0.2, 0.3)).eval()
+    expected = students(images(spatial_dims))
+    compiled = torch.compile(students, backend="eager", fullgraph=True)(images(spatial_dims))
+    assert all(torch.equal(compiled[name], x) for name, x in expected.items())
 
 
 @pytest.mark.parametrize(
@@ -194,8 +374,8 @@ def test_names_and_deployed():
         (lambda: Students({"fusion": nn.Identity()}), "none of them called 'fusion'"),
         (lambda: Students({"a": nn.Identity()}, FusionHead(2)), "exactly 2 students, got 1: a"),
         (lambda: Students({n: nn.Identity() for n in "abc"}, FusionHead(2)), "got 3: a, b, c"),
-        (lambda: VNet(2, norm="layer"), "norm must be one of .*'batch'.*got 'layer'"),
-        (lambda: UNet(2, channels=(8, 16)), "one entry per level, got 2 and 5"),
+        (lambda: pair(2).network("unte"), "there is no output 'unte'; there are fusion, unet, vnet"),
+        (lambda: pair(2, fusion=False).network("fusion"), "there is no output 'fusion'; there are unet, vnet"),
     ],
 )
 def test_refusals(make, text):

@@ -4,6 +4,7 @@ import pytest
 from sweep_stubs import Bench
 
 from knowsam.cli.main import run_command
+from knowsam.config import parse_config
 from knowsam.errors import NotFoundError
 from knowsam.sweep.cost import sweep_cost
 
@@ -17,8 +18,9 @@ def test_every_setting_is_timed_once_and_counts_for_all_its_seeds(bench):
     sweep = bench.load(grid={"train.max_steps": [10, 30]}, seeds=[4, 5])
     asked = []
 
-    def seconds(config):
-        asked.append((config.train.max_steps, config.train.seed))
+    def seconds(experiment):
+        train = parse_config(experiment, "asked").train
+        asked.append((train.max_steps, train.seed))
         return 0.5
 
     cost = sweep_cost(sweep, seconds)
@@ -33,7 +35,9 @@ def test_every_setting_is_timed_once_and_counts_for_all_its_seeds(bench):
 
 def test_a_search_is_timed_at_its_first_point(bench):
     sweep = bench.load(search={"space": {"train.max_steps": {"low": 10, "high": 20}}, "trials": 7}, seeds=[3])
-    cost = sweep_cost(sweep, lambda config: 2.0)
+    asked = []
+    cost = sweep_cost(sweep, lambda experiment: asked.append(experiment) or 2.0)
+    assert [parse_config(text, "asked").train.max_steps for text in asked] == [10]
     (item,) = cost.settings
     assert (item.experiment, item.setting, item.seeds, item.keys) == ("search", "its first point", [3], [])
     assert (cost.trials, cost.seconds) == (7, 7 * 10 * 2.0)
@@ -42,8 +46,8 @@ def test_a_search_is_timed_at_its_first_point(bench):
 def test_what_cannot_be_built_is_of_unknown_cost(bench):
     sweep = bench.load(grid={"train.max_steps": [10, 30]})
 
-    def seconds(config):
-        if config.train.max_steps == 30:
+    def seconds(experiment):
+        if "max_steps: 30" in experiment:
             raise NotFoundError("no data here")
         return 1.0
 
@@ -54,8 +58,8 @@ def test_what_cannot_be_built_is_of_unknown_cost(bench):
 
 @pytest.mark.parametrize("timing", [True, False])
 def test_nothing_is_timed_unless_asked(bench, capsys, monkeypatch, timing):
-    def seconds(config, threads):
-        assert timing and threads == 2
+    def seconds(workload, threads):
+        assert timing and threads == 2 and workload.options.max_steps == 40
         return 0.25
 
     monkeypatch.setattr("knowsam.benchmark.step.step_seconds", seconds)

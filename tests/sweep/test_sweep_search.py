@@ -77,8 +77,14 @@ def test_distributions():
 
 
 def test_setting_text():
-    params = {LR: 0.001318256, "method.mixing": True, "method.name": "knowsam", "train.max_steps": 1000, "skd": None}
-    assert setting_text(params) == "lr=0.001318, mixing=true, name=knowsam, max_steps=1000, skd=none"
+    params = {
+        LR: 0.001318256,
+        "train.tensorboard": True,
+        "method.name": "knowsam",
+        "train.max_steps": 1000,
+        "skd": None,
+    }
+    assert setting_text(params) == "lr=0.001318, tensorboard=true, name=knowsam, max_steps=1000, skd=none"
     assert setting_text({LR: 1e-05}) == "lr=1e-05"
 
 

@@ -6,9 +6,9 @@ import math
 import pytest
 import yaml
 
-from knowsam.config import load_config, parse_config
+from knowsam.config import load_config, parse_config, to_yaml
+from knowsam.config.identity import COSMETIC, config_changes, experiment_key, flat_config
 from knowsam.errors import ConfigError, KnowsamError, NotFoundError
-from knowsam.identity import COSMETIC, config_changes, experiment_key, flat_config
 from knowsam.sweep.spec import Search, first_point, load_sweep, resolve, run_folder
 
 LR = "optim.subnets.lr"
@@ -450,10 +450,20 @@ def test_every_other_setting_changes_the_key(write):
         "data.unlabelled_batch": "2",
         "augment.rotate": "5.0",
         "students.unet.dropout": "[0.1, 0.1, 0.1, 0.1, 0.1]",
+        "students.vnet.norm": "batch",
+        "students": "{unet: {name: unet}, second: {name: unet}}",
         "fusion.name": "knowsam.models.fusion:FusionHead",
-        "sam.variant": "tiny",
+        "sam.encoder.name": "vit_tiny",
+        "sam.tuning": "{name: adapter}",
+        "sam.mask_prompt": "false",
         "method.name": "mean_teacher",
-        "method.consistency_weight": "0.25",
+        "method.entropy_weight": "0.25",
+        "method.consistency.weight": "0.25",
+        "method.skd.weight": "0.5",
+        "method.mix.start": "0.5",
+        "method.mix": "null",
+        "published_code": "[fusion_xor]",
+        "init": "{from: runs/earlier, part: students}",
         "optim.subnets.lr": "0.011",
         "optim.subnets.momentum": "0.8",
         "optim.sam.lr": "2e-4",
@@ -515,9 +525,18 @@ def test_the_content_of_the_lists_changes_the_key(lists):
 
 
 def test_the_key_outlives_versions(tmp_path):
-    # A new setting belongs into identity.LATER, with the default that keeps finished trials what they were.
+    # A new setting belongs into config.identity.LATER, with the default that keeps finished trials what they were.
+    # Version 0.2 arranges experiments anew (blocks inside sam and method), and that changed this key once (e0405f79eb).
     (tmp_path / "x.yaml").write_text("name: x\n")
-    assert key_of(tmp_path / "x.yaml") == "e0405f79eb"
+    assert key_of(tmp_path / "x.yaml") == "953609ec20"
+
+
+def test_off_is_another_experiment_than_not_said(write):
+    base = load_config(write().with_name("base.yaml"))  # whose method mixes, as it does by default
+    off = load_config(write().with_name("base.yaml"), ["method.mix=null"])
+    assert config_changes(to_yaml(base), off) == ["method.mix: not given -> None"]
+    assert config_changes(to_yaml(off), base) == ["method.mix: None -> not given"]
+    assert config_changes(to_yaml(off), off) == []
 
 
 def test_the_key_outlives_processes(write):
@@ -525,3 +544,84 @@ def test_the_key_outlives_processes(write):
     assert key_of(base) == key_of(base)
     stored = json.loads(json.dumps(load_sweep(write()).trials[0].config))
     assert experiment_key(parse_config(stored, "it")) == key_of(base)
+
+
+NETWORKS = [
+    # Overrides over a base that names options of a V-Net, and no mixing -> students, fusion head, mixing.
+    ({}, {"unet": {"name": "unet"}, "vnet": {"name": "vnet", "norm": "batch"}}, {"name": "ham"}, None),
+    ({"method.name": "supervised"}, {"unet": {"name": "unet"}}, None, "no such option"),
+    (
+        {"method.name": "supervised", "students": {"a": {"name": "vnet"}, "b": {"name": "vnet"}}, "fusion.name": "ham"},
+        {"a": {"name": "vnet"}, "b": {"name": "vnet"}},
+        {"name": "ham"},
+        "no such option",
+    ),
+    (
+        {"method.name": "mean_teacher", "students": {"v": {"name": "vnet"}}},
+        {"v": {"name": "vnet"}},
+        None,
+        "no such option",
+    ),
+    (
+        {"students": {"unet": {"name": "unet", "channels": [4, 8]}, "vnet": {"name": "vnet"}}},
+        {"unet": {"name": "unet", "channels": [4, 8]}, "vnet": {"name": "vnet"}},
+        {"name": "ham"},
+        None,
+    ),
+    (
+        {"students.vnet": {"name": "segresnet"}},
+        {"unet": {"name": "unet"}, "vnet": {"name": "segresnet"}},
+        {"name": "ham"},
+        None,
+    ),
+    (
+        {"method.mix": {"start": 0.5}, "students.vnet.filters": 2},
+        {"unet": {"name": "unet"}, "vnet": {"name": "vnet", "norm": "batch", "filters": 2}},
+        {"name": "ham"},
+        {"start": 0.5},
+    ),
+    (
+        {"method.mix.grid": 8},
+        {"unet": {"name": "unet"}, "vnet": {"name": "vnet", "norm": "batch"}},
+        {"name": "ham"},
+        {"grid": 8},
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "students", "fusion", "mix"), NETWORKS)
+def test_networks_and_parts_that_are_off(write, overrides, students, fusion, mix):
+    path = write(list={"it": overrides}, seeds=[0, 1])
+    path.with_name("base.yaml").write_text("method: {name: knowsam, mix: null}\nstudents: {vnet: {norm: batch}}\n")
+    trials = load_sweep(path).trials
+    for trial in trials:
+        config = parse_config(trial.config, "it")
+        assert (config.students, config.fusion) == (students, fusion)
+        assert config.method.get("mix", "no such option") == mix
+        assert experiment_key(config) == trial.key
+        assert config == resolve(path.with_name("base.yaml"), trial.overrides)
+    assert trials[0].key != trials[1].key
+
+
+def test_students_as_an_axis(write):
+    grid = {
+        "students": {"one": {"unet": {"name": "unet"}}, "two": {"a": {"name": "unet"}, "b": {"name": "vnet"}}},
+        "method.name": ["supervised", "mean_teacher"],
+    }
+    trials = load_sweep(write(grid=grid)).trials
+    assert [t.setting for t in trials] == [
+        "one, supervised",
+        "one, mean_teacher",
+        "two, supervised",
+        "two, mean_teacher",
+    ]
+    names = [list(parse_config(trial.config, "it").students) for trial in trials]
+    assert names == [["unet"], ["unet"], ["a", "b"], ["a", "b"]]
+    assert len({trial.key for trial in trials}) == 4
+
+
+def test_a_search_over_parts_that_may_be_off(write):
+    space = {"method.mix.start": {"low": 0.1, "high": 0.9}, "skd": [None], "method.skd.weight": [0.0, 1.0]}
+    sweep = load_sweep(write(search={"space": space}, overrides={"method.mix": None}))
+    config = resolve(sweep.base, {**sweep.overrides, **first_point(sweep.search)})
+    assert config.method["mix"] == {"start": 0.1} and config.skd is None

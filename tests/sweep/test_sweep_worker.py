@@ -6,6 +6,7 @@ K1, K3 and K6 of the project's list of faults.
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -558,7 +559,9 @@ def test_status(bench, capsys):
     assert lines[0].split() == ["state", "experiment", "setting", "seed", "val", "Dice", "%", "time", "run"]
     value = item(bench, "max_steps=1")["value"]
     folder = item(bench, "max_steps=1")["folder"]
-    assert lines[1].split() == ["complete", "base", "max_steps=1", "7", f"{100 * value:.2f}", "0:00:00", folder]
+    *told, duration, run = lines[1].split()
+    assert told == ["complete", "base", "max_steps=1", "7", f"{100 * value:.2f}"] and run == folder
+    assert re.fullmatch(r"\d:\d\d:\d\d", duration)
     assert lines[2].split()[:4] == ["waiting", "base", "max_steps=2", "7"]
     assert lines[-1] == "bench: 1 complete, 2 left"
     work(bench.folder)

@@ -1,30 +1,35 @@
-"""SAM: encoder, mask decoder, prompt generator, the guide made of them, and official weights."""
+"""SAM: its parts, the promptable network, the guide with prompts of its own, and official weights."""
 
+from knowsam.models.sam.build import build_sam, build_sam_guide
 from knowsam.models.sam.encoder import SamImageEncoder
 from knowsam.models.sam.guide import SamGuide
-from knowsam.models.sam.mask_decoder import SamMaskDecoder
+from knowsam.models.sam.mask_decoder import Masks, SamMaskDecoder, SamTwoWayTransformer
+from knowsam.models.sam.parameters import load_trained, trained_state
 from knowsam.models.sam.prompt_generator import PromptGenerator
-from knowsam.models.sam.variants import (
-    ENCODERS,
-    MASK_DECODERS,
-    PROMPT_GENERATORS,
-    TUNINGS,
-    VARIANTS,
-    build_sam_guide,
-)
+from knowsam.models.sam.prompts import Prompts, SamPromptEncoder
+from knowsam.models.sam.sam import Decoded, Embedding, Sam, freeze_unreached, rgb
+from knowsam.models.sam.slices import SliceWise
 from knowsam.models.sam.weights import LoadReport, load_official
 
 __all__ = [
-    "ENCODERS",
-    "MASK_DECODERS",
-    "PROMPT_GENERATORS",
-    "TUNINGS",
-    "VARIANTS",
+    "Decoded",
+    "Embedding",
     "LoadReport",
+    "Masks",
     "PromptGenerator",
+    "Prompts",
+    "Sam",
     "SamGuide",
     "SamImageEncoder",
     "SamMaskDecoder",
+    "SamPromptEncoder",
+    "SamTwoWayTransformer",
+    "SliceWise",
+    "build_sam",
     "build_sam_guide",
+    "freeze_unreached",
     "load_official",
+    "load_trained",
+    "rgb",
+    "trained_state",
 ]

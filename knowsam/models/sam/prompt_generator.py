@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knowsam.models.sam.official import LayerNorm2d
+from knowsam.models.sam.prompts import Prompts
 
 
 class PromptGenerator(nn.Module):
@@ -16,17 +17,19 @@ class PromptGenerator(nn.Module):
 
     Args:
         num_classes: K, background included.
-        embed_dim: channels of the embedding; 256 in every SAM.
+        embed_dim: C, channels of the embedding; 256 in every SAM. All widths follow from it.
         tokens: sparse tokens per class.
         sparse: make sparse tokens.
         dense: make a dense prompt.
         dropout: rate inside the feed-forward part of the sparse heads.
-        dense_width: hidden channels of the dense head.
+        dense_width: hidden channels of the dense head; C / 4 if None.
     Raises:
         ValueError: num_classes, tokens or dense_width below 1, dropout outside [0, 1).
     Source:
         arXiv:2412.13742 (sparse part, and the dense part in words); the design of the dense part is ours.
     """
+
+    new_parameters = ("",)
 
     def __init__(
         self,
@@ -37,9 +40,10 @@ class PromptGenerator(nn.Module):
         sparse: bool = True,
         dense: bool = True,
         dropout: float = 0.1,
-        dense_width: int = 64,
-    ):
+        dense_width: int | None = None,
+    ) -> None:
         super().__init__()
+        dense_width = max(1, embed_dim // 4) if dense_width is None else dense_width
         if num_classes < 1 or tokens < 1 or dense_width < 1:
             raise ValueError(
                 f"num_classes is {num_classes}, tokens {tokens}, dense_width {dense_width}; all must be at least 1 "
@@ -57,22 +61,22 @@ class PromptGenerator(nn.Module):
         )
         self.dense_head = dense_head(embed_dim, dense_width, num_classes) if dense else None
 
-    def forward(self, image_embedding: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, image_embedding: Tensor) -> Prompts:
         """Prompts of all classes.
 
         Args:
-            image_embedding: (B, 256, E, E), E >= 2.
+            image_embedding: (B, C, E, E), E >= 2.
         Returns:
-            sparse (B, K, n, 256), n = 0 when switched off; dense (B, K, 256, E, E), None when switched off.
+            ``sparse`` (B, K, n, C), n = 0 when switched off; ``dense`` (B, K, C, E, E), None when switched off.
         """
         if self.sparse:
             sparse = torch.stack([head(image_embedding) for head in self.sparse_heads], dim=1)
         else:
-            sparse = image_embedding.new_zeros(len(image_embedding), self.num_classes, 0, self.embed_dim)
+            sparse = image_embedding.new_zeros(image_embedding.shape[0], self.num_classes, 0, self.embed_dim)
         dense = None
         if self.dense_head is not None:
-            dense = self.dense_head(image_embedding).unflatten(1, (self.num_classes, self.embed_dim))
-        return sparse, dense
+            dense = torch.unflatten(self.dense_head(image_embedding), 1, (self.num_classes, self.embed_dim))
+        return Prompts(sparse=sparse, dense=dense)
 
 
 class SparseHead(nn.Module):
@@ -81,7 +85,7 @@ class SparseHead(nn.Module):
     (B, C, E, E) -> (B, tokens, C). At E = 16 the maps are 16, 8, 8 and 4 wide.
     """
 
-    def __init__(self, channels: int = 256, tokens: int = 2, dropout: float = 0.1):
+    def __init__(self, channels: int = 256, tokens: int = 2, dropout: float = 0.1) -> None:
         super().__init__()
         self.tokens = tokens
         self.convs = nn.ModuleList(double_conv(channels) for _ in range(4))
@@ -100,7 +104,7 @@ class SparseHead(nn.Module):
         x = self.convs[2](x)
         x = self.convs[3](halve(x))
         x = self.project(x).mean(dim=(2, 3))  # (B, C)
-        return self.ffn(x).unflatten(1, (self.tokens, -1))
+        return torch.unflatten(self.ffn(x), 1, (self.tokens, -1))
 
 
 def halve(x: Tensor) -> Tensor:
@@ -119,8 +123,8 @@ def double_conv(channels: int) -> nn.Sequential:
 def dense_head(channels: int, hidden: int, num_classes: int) -> nn.Sequential:
     """Light convolutions (B, C, E, E) -> (B, K C, E, E); classes share all but the last layer, which starts at zero."""
     last = nn.Conv2d(hidden, num_classes * channels, kernel_size=1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
     return nn.Sequential(
         nn.Conv2d(channels, hidden, kernel_size=1),
         LayerNorm2d(hidden),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knowsam.errors import CheckpointError, NotFoundError
+from knowsam.models.sam.parameters import is_new, is_unused
 from knowsam.pretrained import where_to_get
 
 # ViT width of segment-anything's variants
@@ -27,8 +28,10 @@ class LoadReport:
         resized: keys interpolated to the model's size, with the shapes (from, to).
         missing: the model has them, the file has not.
         unexpected: the file has them, the model has not.
-        declared_new: keys that no official file holds: adapters and prompt generator.
-        omitted: keys that the caller asked not to load, whether the model has them or not.
+        declared_new: keys that no official file holds, as the parts declare: tunings, tokens of their own, prompt
+            generator.
+        omitted: keys that the caller asked not to load, whether the model has them or not, and those that a part
+            declares to do without.
     """
 
     path: Path | None = None
@@ -45,10 +48,10 @@ class LoadReport:
         rows = [
             ("loaded as they are", len(self.loaded), ""),
             ("resized", len(self.resized), self._resized_shapes()),
-            ("new here", len(self.declared_new), _first(sorted({_part(key) for key in self.declared_new}), 4)),
+            ("new here", len(self.declared_new), _first(sorted({key.split(".")[0] for key in self.declared_new}), 4)),
             ("missing", len(self.missing), _first(self.missing)),
             ("unexpected", len(self.unexpected), _first(self.unexpected)),
-            *([("left out, as asked", len(self.omitted), _first(self.omitted))] if self.omitted else []),
+            *([("left out", len(self.omitted), _first(self.omitted))] if self.omitted else []),
         ]
         lines = [f"  {name:<18} {count:>5}  {detail}".rstrip() for name, count, detail in rows]
         return "\n".join([f"SAM weights: {self.path.name}", *lines])
@@ -58,26 +61,19 @@ class LoadReport:
         return ", ".join(f"{_shape(old)} -> {_shape(new)}" for old, new in pairs)
 
 
-def is_declared_new(key: str) -> bool:
-    """Whether a parameter is ours, so that no official file can hold it."""
-    return key.startswith("prompt_generator.") or ".adapters." in key
-
-
 def is_omitted(key: str, omit: Sequence[str]) -> bool:
     """Whether one of the regular expressions finds itself in the key."""
     return any(re.search(pattern, key) for pattern in omit)
 
 
-def load_official(
-    guide_or_parts: nn.Module | Mapping[str, nn.Module], path: str | Path, omit: Sequence[str] = ()
-) -> LoadReport:
-    """Load a file of segment-anything's format into a guide, or into parts named as in segment-anything, in place.
+def load_official(sam: nn.Module | Mapping[str, nn.Module], path: str | Path, omit: Sequence[str] = ()) -> LoadReport:
+    """Load a file of segment-anything's format into a SAM, or into parts named as in segment-anything, in place.
 
     Only ``pos_embed`` (bicubic over the grid) and relative positions (linear along their length, as segment-anything
     does on the fly) may differ in size; they are resized here, once.
 
     Args:
-        guide_or_parts: a SamGuide, or ``{"image_encoder": ..., "prompt_encoder": ..., "mask_decoder": ...}``.
+        sam: a :class:`Sam`, or ``{"image_encoder": ..., "prompt_encoder": ..., "mask_decoder": ...}``.
         path: a bare state dict, or one under ``model`` or ``state_dict``.
         omit: regular expressions of keys to leave out: they stay as they are in the model, if it has them at all.
     Returns:
@@ -87,8 +83,9 @@ def load_official(
         CheckpointError: not a checkpoint, another variant, or any key not accounted for; the model is left as it was.
     """
     path = Path(path)
-    model = guide_or_parts if isinstance(guide_or_parts, nn.Module) else nn.ModuleDict(guide_or_parts)
+    model = sam if isinstance(sam, nn.Module) else nn.ModuleDict(sam)
     own = model.state_dict()
+    declared_new, unused = is_new(model), is_unused(model)
     state = read_state_dict(path)
     if not any(key in own for key in state):
         raise CheckpointError(
@@ -97,11 +94,11 @@ def load_official(
         )
     _check_variant(path, state, own)
 
-    report = LoadReport(path=path, declared_new=[key for key in own if key not in state and is_declared_new(key)])
+    report = LoadReport(path=path, declared_new=[key for key in own if key not in state and declared_new(key)])
     ready: dict[str, Tensor] = {}
     mismatched: list[str] = []
     for key, tensor in state.items():
-        if is_omitted(key, omit):
+        if is_omitted(key, omit) or unused(key):
             report.omitted.append(key)
             continue
         if key not in own:
@@ -116,7 +113,7 @@ def load_official(
             report.resized[key] = (old, new)
         else:
             mismatched.append(f"{key} {_shape(old)} -> {_shape(new)}")
-    report.missing = [key for key in own if key not in state and not is_declared_new(key) and not is_omitted(key, omit)]
+    report.missing = [key for key in own if key not in state and not declared_new(key) and not is_omitted(key, omit)]
 
     problems = [("missing", report.missing), ("unexpected", report.unexpected), ("of another shape", mismatched)]
     if any(keys for _, keys in problems):
@@ -226,10 +223,6 @@ def _variant(width: int) -> str:
 def _first(names: list[str], count: int = 3) -> str:
     more = f", ... ({len(names) - count} more)" if len(names) > count else ""
     return ", ".join(names[:count]) + more
-
-
-def _part(key: str) -> str:
-    return "prompt_generator" if key.startswith("prompt_generator.") else key.split(".")[0] + " adapters"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

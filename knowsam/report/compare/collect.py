@@ -8,7 +8,7 @@ from typing import Any
 
 from knowsam.engine.runfolder import RunFolder
 from knowsam.errors import ConfigError, DataError, NotFoundError
-from knowsam.report.compare.naming import differing_keys, name_settings
+from knowsam.report.compare.naming import name_settings, telling_keys
 from knowsam.report.folders import named_folders
 from knowsam.report.runs import Reader, Run, how_to_score, read_run
 
@@ -199,7 +199,7 @@ def _refuse_mixed_settings(found: Found) -> None:
                     f"setting {setting!r} has seed {run.seed} twice: {twin.folder} and {run.folder}",
                     hint="Give one of them, or name them apart: first=FOLDER second=FOLDER.",
                 )
-            keys = differing_keys([runs[0].settings, run.settings])
+            keys = telling_keys([runs[0].settings, run.settings])
             if keys:
                 off = "; ".join(f"{key}: {runs[0].settings.get(key)!r}, {run.settings.get(key)!r}" for key in keys)
                 raise ConfigError(

@@ -23,12 +23,18 @@ def differing_keys(settings: Sequence[Settings]) -> list[str]:
     return [key for key in keys if len({_text(item.get(key, _ABSENT)) for item in settings}) > 1]
 
 
+def telling_keys(settings: Sequence[Settings]) -> list[str]:
+    """Those of ``differing_keys`` that do not follow from another component being chosen."""
+    return [key for key in differing_keys(settings) if not _follows(key, settings)]
+
+
 def name_settings(runs: Sequence[tuple[str | None, Settings, str]]) -> list[str]:
     """A name for each run's setting; runs whose settings are equal share one.
 
     A setting is called by the keys in which it differs from the others, such as ``method.name=supervised``. What
     follows from another component being chosen is not repeated: where ``method.name`` differs, the options of the two
-    methods do not stand in the name. A single setting is called by its method.
+    methods do not stand in the name, and neither do the students that each brings. A single setting is called by its
+    method.
 
     Args:
         runs: (name that the user gave or None, settings, name of the run folder).
@@ -63,7 +69,7 @@ def _names(groups: Sequence[tuple[Settings, str]]) -> list[str]:
     settings = [item for item, _ in groups]
     if len(groups) == 1:
         return [str(settings[0].get("method.name") or _without_seed(groups[0][1])).rpartition(":")[2]]
-    keys = [key for key in differing_keys(settings) if not _follows(key, settings)]
+    keys = telling_keys(settings)
     last = Counter(key.rpartition(".")[2] for key in keys)
     short = {key: key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key for key in keys}
 
@@ -83,9 +89,15 @@ def _names(groups: Sequence[tuple[Settings, str]]) -> list[str]:
 
 
 def _follows(key: str, settings: Sequence[Settings]) -> bool:
-    """Whether ``a.b`` differs only where ``a.name`` differs too: another component has other options."""
+    """Whether ``a.b`` differs only where ``a.name`` differs too: another component has other options.
+
+    A method has students, a fusion head, and optimizers of its own groups where an experiment names none.
+    """
     parts = key.split(".")
     above = [".".join([*parts[:n], "name"]) for n in range(1, len(parts))]
+    absent_somewhere = any(key not in item for item in settings)
+    if parts[0] in ("students", "fusion") or (parts[0] == "optim" and absent_somewhere):
+        above.append("method.name")
     for name in above:
         if name == key or not any(name in item for item in settings):
             continue

@@ -142,8 +142,12 @@ def test_label_efficiency(tmp_path):
     assert [curve.name for curve in tables.curves] == ["method.name=knowsam", "method.name=supervised"]
     assert [count for count, _ in tables.curves[0].points] == [16, 32, 64]
     assert all(row.cells["mean", "dice"].values.n == 2 for _, row in tables.curves[1].points)
+    # All that differs, also what the names leave out: a supervised method has a single U-Net of its own.
     assert tables.settings == {
         "data.labelled": [f"labelled_{p}pct" for p in (40, 10, 20)] * 2,
+        "students.vnet.name": ["vnet"] * 3 + [""] * 3,
+        "fusion.name": ["ham"] * 3 + [""] * 3,
+        "fusion": [""] * 3 + [None] * 3,
         "method.name": ["knowsam"] * 3 + ["supervised"] * 3,
     }
 

@@ -3,7 +3,7 @@
 import pytest
 
 from knowsam.errors import ConfigError
-from knowsam.report.compare.naming import differing_keys, name_settings
+from knowsam.report.compare.naming import differing_keys, name_settings, telling_keys
 
 
 def names(*settings, folders=None):
@@ -28,6 +28,23 @@ def test_options_of_another_component_are_not_repeated():
         "method.name=supervised",
         "method.name=knowsam, method.weight=0.2",
     ]
+
+
+def test_networks_that_a_method_brings_are_not_repeated():
+    pair = {"students.unet.name": "unet", "students.vnet.name": "vnet", "fusion.name": "ham"}
+    a = {"method.name": "knowsam", **pair, "optim.subnets.lr": 0.1}
+    b = {"method.name": "supervised", "students.unet.name": "unet", "fusion": None, "optim.subnets.lr": 0.1}
+    c = {**b, "method.name": "dan", "optim.discriminator.name": "adam", "optim.discriminator.lr": 1e-4}
+    assert names(a, b, c) == ["method.name=knowsam", "method.name=supervised", "method.name=dan"]
+    assert telling_keys([a, b]) == ["method.name"] and len(differing_keys([a, b])) == 4
+    # What the user chose beside the method is said: other networks for one method, another rate for all groups.
+    d = {**b, "students.unet.name": "segresnet"}
+    assert names(a, b, d) == [
+        "method.name=knowsam, students.unet.name=unet",
+        "method.name=supervised, students.unet.name=unet",
+        "method.name=supervised, students.unet.name=segresnet",
+    ]
+    assert names(a, {**b, "optim.subnets.lr": 0.2})[1] == "method.name=supervised, optim.subnets.lr=0.2"
 
 
 def test_null_and_absent_blocks():

@@ -217,13 +217,13 @@ def test_a_value_that_is_no_loss_term_is_noticed(tmp_path):
 def test_settings_against_the_defaults(tmp_path):
     run, _ = everything(tmp_path)
     (record,) = records_of(run)
-    assert record.defaults["train.max_steps"] == 1000 and record.defaults["method.mix_grid"] == 4
-    records = [replace(record, defaults={"train.max_steps": 1000, "method.mix_grid": 4})]
+    assert record.defaults["train.max_steps"] == 1000 and record.defaults["method.mix.grid"] == 4
+    records = [replace(record, defaults={"train.max_steps": 1000, "method.mix.grid": 4})]
     page_ = Page(page(records, main_outputs(records, None), Pictures()))
     changed = {row[0]: row[1:] for row in page_.table("settings other than the defaults")}
     assert changed["train.max_steps"] == ["600", "1000"]
     all_of_them = {row[0]: row[1] for row in page_.table("all settings")[1:]}
-    assert all_of_them["method.mix_grid"] == "(4)" and all_of_them["train.max_steps"] == "600"
+    assert all_of_them["method.mix.grid"] == "(4)" and all_of_them["train.max_steps"] == "600"
     assert "run" not in all_of_them and "data.obtain" not in all_of_them
 
 
@@ -238,15 +238,30 @@ def test_a_method_that_is_not_installed_here_has_no_defaults(tmp_path):
 
 def test_defaults_are_those_of_the_chosen_components():
     config = parse_config(
-        "optim: {subnets: {name: adamw, lr: 0.5}}\nsam: {variant: tiny, tuning: {name: adapter}}", "x"
+        "optim: {subnets: {name: adamw, lr: 0.5}}\nsam: {encoder: {name: vit_tiny}, tuning: {name: adapter}}", "x"
     )
     found = default_settings(config)
     # Stochastic gradient descent is the default optimizer: its momentum is no default of another one.
     assert found["optim.subnets.name"] == "sgd" and "optim.subnets.momentum" not in found
     assert found["optim.subnets.lr"] != 0.5 and found["optim.sam.lr"] == 1e-4
-    assert found["train.max_steps"] == 1000 and found["sam.variant"] == "vit_b" and found["sam.tuning.ratio"] == 0.25
-    assert found["method.mixing"] is True and found["method.mix_grid"] == 4
-    assert "method.students" not in found and "skd.weight" not in found
+    assert found["train.max_steps"] == 1000 and found["sam.tuning.ratio"] == 0.25
+    assert (found["sam.encoder.name"], found["sam.prompt.name"]) == (
+        "vit_b",
+        "learned",
+    ) and "sam.tuning.name" not in found
+    assert found["sam.encoder.out_channels"] == 64, "of vit_tiny, which was chosen"
+    assert found["method.mix.start"] == 0.24 and found["method.mix.grid"] == 4 and found["method.skd.temperature"] == 10
+    assert "method.mix" not in found and "method.students" not in found and "skd.weight" not in found
+
+
+def test_what_is_off_has_no_defaults():
+    found = default_settings(parse_config("method: {mix: null}", "x"))
+    assert "method.skd.weight" in found and not any(key.startswith("method.mix") for key in found)
+    without = default_settings(parse_config("method: {name: supervised}", "x"))
+    assert "students.unet.channels" in without and not any(
+        key.startswith(("sam", "skd.", "fusion.")) for key in without
+    )
+    assert "sam.encoder.name" in default_settings(parse_config("method: {name: supervised}\nskd: {}", "x"))
 
 
 def test_split_lists(tmp_path):

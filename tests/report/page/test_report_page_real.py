@@ -55,7 +55,7 @@ def test_the_page_has_everything(run, page):
     assert found.asked == [] and str(run.parent) not in text
     assert "No pictures" not in found.text and "predicted anew, do not have" not in found.text
     assert text.count("data:image/png;base64,") == 2, "two test cases: best and worst"
-    assert "SAM (tiny) starts from RANDOM weights" in found.text
+    assert "SAM (vit_tiny) starts from RANDOM weights" in found.text
     head, row = found.table("time (h:mm:ss)")
     assert dict(zip(head, row, strict=True))["in all"] != "-"
 

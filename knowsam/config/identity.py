@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import yaml
 
 from knowsam.config import Config, beside, parse_config, to_yaml
+from knowsam.digest import stated_digest
 from knowsam.errors import ConfigError
 
 # Settings that change no weight, so a run may be resumed with others.
@@ -30,7 +32,7 @@ COSMETIC = {
 
 # Settings that came later, with the value that is what was done before there was a choice. They are no part of the key
 # while they have it: else every finished trial of older sweeps would be another experiment.
-LATER = {"train.gradient_exchange": "fp32"}
+LATER = {"train.gradient_exchange": "fp32", "init": None}
 
 
 def flat_config(config: Config | str) -> dict[str, Any]:
@@ -50,15 +52,22 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def config_changes(old_yaml: str, config: Config) -> list[str]:
-    """``key: old -> new`` for every setting that differs and matters for training."""
+    """``key: old -> new`` for every setting that differs and matters for training.
+
+    One that is not given is another than one that is null: where a block has a default, null switches it off.
+    """
     try:
         # Filled up with today's defaults: before there was a choice, a run had what was then the only one.
         old = flat_config(to_yaml(parse_config(old_yaml, "the run's configuration")))
     except ConfigError:
         old = flat_config(old_yaml)
     new = flat_config(to_yaml(config))
-    keys = [key for key in {**old, **new} if key not in COSMETIC and old.get(key) != new.get(key)]
-    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys]
+    differing = (key for key in {**old, **new} if (key in old, old.get(key)) != (key in new, new.get(key)))
+    return [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in differing if key not in COSMETIC]
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "not given"
 
 
 def split_hashes(config: Config) -> dict[str, str]:
@@ -79,9 +88,20 @@ def split_hashes(config: Config) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 
+def init_digests(config: Config) -> dict[str, str]:
+    """SHA-256 of the checkpoints that the experiment begins from, by part; without those that are not there (yet)."""
+    blocks = config.init if isinstance(config.init, list) else [] if config.init is None else [config.init]
+    found = {}
+    for block in blocks:
+        digest = stated_digest(beside(block["from"]) / f"{block.get('checkpoint', 'best')}.pt")
+        if digest is not None:
+            found[f"init {block['part']}"] = digest
+    return found
+
+
 def experiment_key(config: Config) -> str:
     """Ten hexadecimal digits that two runs share only if they train the same thing on the same lists."""
     flat = flat_config(config).items()
     settings = {key: value for key, value in flat if key not in COSMETIC and (key, value) not in LATER.items()}
-    text = json.dumps({"settings": settings, "splits": split_hashes(config)}, sort_keys=True)
+    text = json.dumps({"settings": settings, "splits": split_hashes(config) | init_digests(config)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -1,0 +1,1 @@
+"""Methods as a user writes them: outside the package, one file each, from the documents alone."""
