@@ -70,6 +70,8 @@ def raw_labels(array: np.ndarray, where: str) -> np.ndarray:
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype == bool:
         return array.astype(np.uint8)
+    if array.dtype == np.float16:  # too small for the comparison below
+        array = array.astype(np.float32)
     if array.dtype.kind not in "iuf":
         raise DataError(f"{where}: a mask of type {array.dtype} is not read; allowed are whole numbers in 0..65535")
     bad = ~((array >= 0) & (array <= 65535))

@@ -136,7 +136,8 @@ def _layout(picture: ImageFile.ImageFile) -> tuple[int, int]:
     if mode == "P":
         table = _table(picture)
         return (1 if (table == table[:, :1]).all() else 3), top
-    return (1 if mode in ("1", "L", "LA", "La", "I") or mode.startswith("I;") else 3), top
+    grey = mode in ("1", "L", "LA", "I") or mode.startswith("I;") or raw == "LA;16B"
+    return (1 if grey else 3), top
 
 
 def _table(picture: Image.Image) -> np.ndarray:
@@ -160,7 +161,7 @@ def _values(picture: ImageFile.ImageFile, file: BinaryIO) -> tuple[np.ndarray, t
         picture.load()  # what is truncated or damaged is said by Pillow
         file.seek(0)
         array = np.asarray(imagecodecs.png_decode(file.read()))
-        return (array[..., 0] if mode == "LA" else array[..., :3]), notes
+        return (array[..., 0] if raw == "LA;16B" else array[..., :3]), notes
     if mode.startswith("I"):
         return np.asarray(picture).astype(np.uint16), notes
     if mode in ("1", "L", "P"):

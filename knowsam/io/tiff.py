@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,6 @@ from knowsam.io.kind import Kind, labels_of
 from knowsam.io.opening import fits, opened
 from knowsam.io.stored import Header, PredictionKind, Reading, Stored, StoredMask
 
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what matters of its log becomes an error or a note
 
 _SLICES = "ZIQTR"
 _GREY = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MASK)
@@ -148,18 +148,37 @@ class _Opened(NamedTuple):
         return array.astype(self.dtype, copy=False)
 
 
+class _Complaints(logging.Handler):
+    """What tifffile says of a file goes to its log only; here it is kept, for each thread, and not printed."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.of_thread = threading.local()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.of_thread.__dict__.setdefault("texts", []).append(record.getMessage())
+
+
+_COMPLAINTS = _Complaints()
+logging.getLogger("tifffile").addHandler(_COMPLAINTS)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[_Opened]:
+    _COMPLAINTS.of_thread.texts = texts = []
     with opened(path, "a TIFF") as file, tifffile.TiffFile(file, name=path.name) as tiff:
-        yield _described(path, tiff)
+        described = _described(path, tiff)
+        if bad := next((text for text in texts if "page offset" in text or "circular" in text), None):
+            raise DataError(f"{path}: truncated or damaged: pages are missing ({bad})")
+        yield described
 
 
 def _described(path: Path, tiff: tifffile.TiffFile) -> _Opened:
     """All that the header says, or why the file is refused."""
     notes: list[str] = []
     several = [s for s in tiff.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)] or tiff.series[:1]
-    if len(several) < len(tiff.series):
-        notes.append(f"{len(tiff.series) - len(several)} previews or further sizes left out")
+    if left := len(tiff.series) - len(several) + sum(len(s.levels) - 1 for s in several):
+        notes.append(f"{left} previews or further sizes left out")
     if len(several) != 1:
         sizes = ", ".join("x".join(map(str, s.shape)) for s in several[:5])
         raise DataError(
