@@ -24,6 +24,7 @@ from knowsam.io.picture import Picture
 from knowsam.io.scan import Scan, scan_folder
 from knowsam.io.stored import DEFAULT, Header, PredictionKind, Reading, Stored, StoredMask
 from knowsam.io.tiff import Tiff
+from knowsam.io.volume_grid import VolumeGrid
 
 __all__ = [
     "KINDS",
@@ -46,12 +47,13 @@ __all__ = [
     "raw_labels",
     "read_image",
     "read_mask",
+    "same_place",
     "scan",
     "suffix",
 ]
 
-KINDS: tuple[Kind, ...] = (Picture(), Tiff(), Nifti(), Dicom(), H5(), Npz())
-"""Every kind of file."""
+KINDS: tuple[Kind, ...] = (Dicom(), Picture(), Tiff(), Nifti(), H5(), Npz())
+"""Every kind of file. DICOM goes first: what stands before its own mark may be that of a TIFF."""
 
 
 def extensions() -> tuple[str, ...]:
@@ -148,6 +150,36 @@ def encode(
     return found.extension(path, kind), found.encode(path, kind, values, classes, reading)
 
 
+def same_place(image: str | Path, mask: str | Path, reading: Reading = DEFAULT) -> tuple[str, ...]:
+    """Whether a volume's mask lies where the volume lies, by both headers; pictures, h5 and npz do not say.
+
+    Each of the two is turned to RAS+ by its own header. A mask that was saved without its image's header would then
+    come out mirrored against it, at the same size.
+
+    Args:
+        image, mask: the files.
+        reading: options.
+    Returns:
+        Notes: where only spacing or origin differ, which do not move one array against the other.
+    Raises:
+        DataError: the two headers turn their arrays differently, to different places.
+    """
+    first, second = (kind_of(path).grid(Path(path), reading) for path in (image, mask))
+    if first is None or second is None or first.canonical_shape != second.canonical_shape:
+        return ()
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [*_xyz(first), 1]
+    away = float(np.abs((first.canonical_affine - second.canonical_affine) @ corners.T).max())
+    if away <= 0.1 * max(first.spacing or (1.0,)):
+        return ()
+    if first.axes == second.axes:
+        return (f"{mask}: by its header up to {away:.3g} mm away from its image; taken voxel by voxel",)
+    raise DataError(
+        f"{mask}: axes {second.axes} by its header, its image {image} has {first.axes}, and they lie up to {away:.3g} "
+        "mm apart: one of the headers is wrong",
+        hint="where the two fit voxel by voxel, save the mask with the header of its image",
+    )
+
+
 def scan(folder: str | Path, *, series: bool = True) -> Scan:
     """Files of known kinds in a folder and its subfolders, by case.
 
@@ -199,6 +231,11 @@ def _kind_of(path: Path) -> tuple[Kind, tuple[str, ...]]:
     if found is None or found is named or named is None:
         return found or named, ()  # type: ignore[return-value]
     return found, (f"named {ending}, but is {found.name}",)
+
+
+def _xyz(grid: VolumeGrid) -> tuple[int, ...]:
+    """Largest canonical indices."""
+    return tuple(int(n) - 1 for n in replace(grid, slice_axis=2, flat=False).canonical_shape[::-1])
 
 
 def _known_by_content(path: Path) -> bool:

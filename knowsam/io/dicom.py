@@ -18,6 +18,7 @@ from knowsam.io.stored import Header, PredictionKind, Reading, Stored, StoredMas
 from knowsam.io.volume_grid import VolumeGrid
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+DIRECTORY = "DICOMDIR"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
@@ -61,6 +62,10 @@ class Dicom(Kind):
         """(H, W) or (D, H, W) of the values, windows left aside; or colours."""
         stored = self.read(path, reading)
         return StoredMask(labels_of(stored.array, str(path)), None, stored.notes)
+
+    def grid(self, path: Path, reading: Reading) -> VolumeGrid | None:
+        """Of a folder of slices."""
+        return _series(path, reading).grid if path.is_dir() else None
 
     def extension(self, path: Path, kind: PredictionKind) -> str:
         """As of a picture; of a folder ``.nii.gz``."""
@@ -113,7 +118,9 @@ def _dataset(path: Path, *, pixels: bool = True) -> Iterator[Any]:
         dataset = _parsed(file, pixels)
         where = str(path)
         if "Rows" not in dataset or (pixels and not any(name in dataset for name in _PIXELS)):
-            kind = getattr(dataset.get("SOPClassUID"), "name", "") or "no DICOM image"
+            if "SOPClassUID" not in dataset:
+                raise ValueError("no pixels, and nothing that says what it is")
+            kind = getattr(dataset.SOPClassUID, "name", "")
             raise DataError(f"{where}: not a DICOM image that can be read: it holds no pixels ({kind})")
         frames = int(dataset.get("NumberOfFrames") or 1)
         if frames != 1:
@@ -133,7 +140,13 @@ def _parsed(file: BinaryIO, pixels: bool) -> Any:
         return pydicom.dcmread(file, stop_before_pixels=not pixels)
     except pydicom.errors.InvalidDicomError:  # old files begin without preamble
         file.seek(0)
-        return pydicom.dcmread(file, stop_before_pixels=not pixels, force=True)
+        dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=True)
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            implicit, little = dataset.original_encoding
+            uid = pydicom.uid
+            explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+            dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
+        return dataset
 
 
 def _check_deflated(path: Path) -> None:
@@ -228,18 +241,14 @@ def _frame(dataset: Any) -> _Frame:
         return _Frame(np.ascontiguousarray(np.moveaxis(array, -1, 0)), (0.0, top), None, tuple(notes))
 
     dtype, (low, high) = _value_type(dataset), _value_range(dataset)
+    if dataset.get("ModalityLUTSequence") and dataset.ModalityLUTSequence[0].LUTDescriptor[2] > 8:
+        dataset.ModalityLUTSequence[0].LUTDescriptor[2] = 16  # of 10 or 12 bits, too, which pydicom does not know
     values = pixels.apply_rescale(array, dataset)
     window, linear, said = _window(dataset)
     notes += said
     display = None
     if not linear:
-        seen = pixels.apply_voi_lut(
-            np.rint(values).astype(np.int32) if "VOILUTSequence" in dataset else values, dataset
-        )
-        black, white = low, high
-        if "VOILUTSequence" in dataset:
-            black, white = 0.0, float(2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-        display = np.clip((seen - black) / (white - black), 0, 1).astype(np.float32)[None]
+        display = _display(values, dataset)[None]
     elif window is None and dtype.kind == "u":
         window = (low, high)
     values = values.astype(dtype)
@@ -249,6 +258,24 @@ def _frame(dataset: Any) -> _Frame:
         window = None if window is None else (low + high - window[1], low + high - window[0])
         display = None if display is None else 1 - display
     return _Frame(np.ascontiguousarray(values)[None], window, display, tuple(notes))
+
+
+def _display(values: np.ndarray, dataset: Any) -> np.ndarray:
+    """Values seen through the VOI LUT Sequence or the SIGMOID window, 0..1 of the range that either can give."""
+    black, white = _value_range(dataset)
+    if dataset.get("VOILUTSequence"):
+        item = dataset.VOILUTSequence[0]
+        entries, first, bits = item.LUTDescriptor
+        entries = entries or 65536
+        black, white = 0.0, float(2 ** int(bits) - 1)
+        if item["LUTData"].VR == "OW" and len(item.LUTData) < 2 * entries:  # a byte an entry
+            item.LUTData = np.frombuffer(item.LUTData, np.uint8).astype("<u2").tobytes()
+        # pydicom counts places in the table by the type of its entries: of 8 bits it would know 256 places
+        item.LUTDescriptor[2] = 16
+        values = np.clip(np.rint(values), first, first + entries - 1).astype(np.int32)
+    seen = medical("pydicom").pixels.apply_voi_lut(values, dataset)
+    display: np.ndarray = np.clip((seen - black) / (white - black), 0, 1).astype(np.float32)
+    return display
 
 
 def _window(tags: Any) -> tuple[tuple[float, float] | None, bool, list[str]]:
@@ -311,11 +338,17 @@ def dicom_files(folder: Path) -> list[Path]:
     """Files of a folder, not of those below, that by name or content are DICOM; sorted."""
     found = []
     for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith(".") and path.name != DIRECTORY:
             ending = suffix(path.name).lower()
             if ending in Dicom.extensions or (not ending and _begins_as_dicom(path)):
                 found.append(path)
     return found
+
+
+def _series_uid(path: Path) -> str | None:
+    with opened(path, "a DICOM file") as file:
+        uid = _parsed(file, pixels=False).get("SeriesInstanceUID")
+    return None if uid is None else str(uid)
 
 
 def _begins_as_dicom(path: Path) -> bool:
@@ -339,6 +372,13 @@ def _series(folder: Path, reading: Reading) -> _Series:
             hint="put each series into a folder of its own" if series else "give the files one by one, as pictures",
         )
     [slices] = series.values()
+    own = slices[0].tags.get("SeriesInstanceUID")
+    if astray := [path.name for path in others if _series_uid(path) in (None, own)]:
+        raise DataError(
+            f"{folder}: {', '.join(astray[:5])} beside the slices of a series: damaged, or without a place in the "
+            "patient",
+            hint="replace the file, or take it away if it does not belong to the volume",
+        )
     notes = [f"{len(others)} DICOM files that are not of the series left out"] if others else []
     first = slices[0].tags
     direction = np.array(first.ImageOrientationPatient, float)

@@ -9,6 +9,7 @@ import numpy as np
 
 from knowsam.errors import DataError
 from knowsam.io.stored import Header, PredictionKind, Reading, Stored, StoredMask
+from knowsam.io.volume_grid import VolumeGrid
 
 
 class Kind(ABC):
@@ -37,6 +38,10 @@ class Kind(ABC):
     @abstractmethod
     def read_mask(self, path: Path, reading: Reading) -> StoredMask:
         """The mask."""
+
+    def grid(self, path: Path, reading: Reading) -> VolumeGrid | None:
+        """Where a volume lies in the patient; None where the format does not say."""
+        return None
 
     @abstractmethod
     def extension(self, path: Path, kind: PredictionKind) -> str:

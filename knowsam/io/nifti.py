@@ -60,6 +60,11 @@ class Nifti(Kind):
                     array, notes = whole, (*notes, f"scaled label values rounded, by {away:.1g} at most")
         return StoredMask(labels_of(array, str(path)), None, notes)
 
+    def grid(self, path: Path, reading: Reading) -> VolumeGrid | None:
+        """By the header's affine; None if it names no directions."""
+        with _opened(path, reading) as volume:
+            return volume.grid if volume.grid.directed else None
+
     def extension(self, path: Path, kind: PredictionKind) -> str:
         """As the file's own for masks, else compressed."""
         own = suffix(path.name)
@@ -112,6 +117,7 @@ class _Volume(NamedTuple):
     """What the header says; ``values`` decodes."""
 
     image: Any
+    stream: Any
     grid: VolumeGrid
     channels: int
     dtype: np.dtype[np.generic]
@@ -121,17 +127,20 @@ class _Volume(NamedTuple):
 
     def values(self) -> np.ndarray:
         """(C, *S), canonical, of memory of its own."""
-        if self.scaled:
-            raw = np.asarray(self.image.dataobj.get_scaled(dtype=self.dtype))
-        else:
-            raw = np.asarray(self.image.dataobj.get_unscaled())
+        raw = np.asarray(self.image.dataobj.get_unscaled())
         if raw.dtype.fields:
             raw = np.stack([raw[name] for name in "RGB"], axis=-1)
         raw = raw.reshape(*self.grid.shape, self.channels)
         first = self.grid.canonical(raw[..., 0])
         array = np.empty((self.channels, *first.shape), self.dtype)
-        for n in range(self.channels):
-            array[n] = self.grid.canonical(raw[..., n])
+        for n, into in enumerate(array):
+            canonical = self.grid.canonical(raw[..., n])
+            for some in range(len(into)) if self.scaled else ():  # bit by bit, for memory's sake
+                into[some] = canonical[some].astype(np.float64) * self.image.dataobj.slope + self.image.dataobj.inter
+            if not self.scaled:
+                into[...] = canonical
+        # to the end of what is packed: there is its checksum
+        self.stream.read(1 << 16)
         return array
 
 
@@ -151,10 +160,10 @@ def _opened(path: Path, reading: Reading) -> Iterator[_Volume]:
             raise DataError(f"{path}: {int(before):,} bytes are said to lie before the voxels")
         stream.seek(0)
         image = maker.from_file_map(maker.make_file_map({"image": stream, "header": stream}), mmap=False)
-        yield _described(path, image, reading)
+        yield _described(path, image, stream, reading)
 
 
-def _described(path: Path, image: Any, reading: Reading) -> _Volume:
+def _described(path: Path, image: Any, stream: Any, reading: Reading) -> _Volume:
     """All that the header says, or why the file is refused."""
     shape, stored = tuple(int(n) for n in image.shape), image.get_data_dtype()
     notes: list[str] = []
@@ -192,4 +201,4 @@ def _described(path: Path, image: Any, reading: Reading) -> _Volume:
         notes.append("the header names no directions: taken as LAS, as nibabel does")
     elif grid.axes != "RAS":
         notes.append(f"axes {grid.axes} turned to RAS+")
-    return _Volume(image, grid, channels, dtype, scaled, None if scaled else bits_range(dtype), tuple(notes))
+    return _Volume(image, stream, grid, channels, dtype, scaled, None if scaled else bits_range(dtype), tuple(notes))

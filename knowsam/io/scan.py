@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knowsam.errors import NotFoundError
-from knowsam.io.dicom import Dicom, series_of
+from knowsam.io.dicom import DIRECTORY, Dicom, series_of
 from knowsam.io.kind import suffix
 
 _JUNK = {"thumbs.db", "desktop.ini"}
@@ -63,6 +63,8 @@ def scan_folder(
                 slices.append(path)
             elif ending.lower() in extensions:
                 files.setdefault(_id(path, folder, ending), []).append(path)
+            elif path.name == DIRECTORY:
+                passed.setdefault("table of contents of DICOM", []).append(path)
             elif ending:
                 passed.setdefault(ending.lower(), []).append(path)
             elif knows(path):

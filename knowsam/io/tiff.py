@@ -20,7 +20,6 @@ from knowsam.io.kind import Kind, labels_of
 from knowsam.io.opening import fits, opened
 from knowsam.io.stored import Header, PredictionKind, Reading, Stored, StoredMask
 
-
 _SLICES = "ZIQTR"
 _GREY = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MASK)
 _COLOUR = (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.SEPARATED)
@@ -165,7 +164,8 @@ logging.getLogger("tifffile").addHandler(_COMPLAINTS)
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Opened]:
-    _COMPLAINTS.of_thread.texts = texts = []
+    texts: list[str] = []
+    _COMPLAINTS.of_thread.texts = texts
     with opened(path, "a TIFF") as file, tifffile.TiffFile(file, name=path.name) as tiff:
         described = _described(path, tiff)
         if bad := next((text for text in texts if "page offset" in text or "circular" in text), None):

@@ -48,6 +48,13 @@ class VolumeGrid:
         sizes = np.sqrt((np.nan_to_num(self.affine[:3, :3]) ** 2).sum(axis=0))
         return self._ordered(tuple(float(s) for s in sizes)) if (sizes > 0).all() else None
 
+    @property
+    def canonical_affine(self) -> np.ndarray:
+        """4 x 4, canonical indices (x, y, z) to mm in RAS+."""
+        back: np.ndarray = medical("nibabel").orientations.inv_ornt_aff(self._turn(), self.shape)
+        affine: np.ndarray = self.affine @ back
+        return affine
+
     def canonical(self, stored: np.ndarray) -> np.ndarray:
         """(i, j, k) -> (D, H, W) or (H, W), a view."""
         turned: np.ndarray = medical("nibabel").apply_orientation(stored, self._turn())

@@ -12,13 +12,14 @@ from knowsam.errors import DataError, NotFoundError
 from knowsam.io import Reading, encode, extension, header, kind_of, read_image, read_mask
 
 RNG = np.random.default_rng(0)
+PLAIN = Reading()
 H, W = 5, 7
 STORED = Reading(orientation="stored")
 LABELS = RNG.integers(0, 3, (H, W), np.uint8)
 COLOURS = np.array([[10, 20, 30], [200, 0, 0], [0, 200, 7]], np.uint8)
 
 
-def same_header(path, reading=Reading()):
+def same_header(path, reading=PLAIN):
     stored, said = read_image(path, reading), header(path, reading)
     assert (said.channels, *said.shape) == stored.array.shape
     assert said.dtype == stored.array.dtype and said.spacing == stored.spacing

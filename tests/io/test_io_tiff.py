@@ -12,6 +12,7 @@ from knowsam.errors import DataError
 from knowsam.io import Reading, encode, extension, header, read_image, read_mask
 
 RNG = np.random.default_rng(0)
+PLAIN = Reading()
 H, W = 19, 24
 STORED = Reading(orientation="stored")
 DTYPES = ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "?"]
@@ -26,7 +27,7 @@ def values(dtype, *shape):
     return RNG.integers(info.min, info.max, shape, dtype, endpoint=True)
 
 
-def same_header(path, reading=Reading()):
+def same_header(path, reading=PLAIN):
     stored, said = read_image(path, reading), header(path, reading)
     assert (said.channels, *said.shape) == stored.array.shape
     assert said.dtype == stored.array.dtype and said.spacing == stored.spacing
@@ -57,14 +58,16 @@ STORAGES = {
 }
 
 
-@pytest.mark.parametrize(("layout", "dtype"), list(itertools.product(LAYOUTS, DTYPES)))
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [(n, d) for n, d in itertools.product(LAYOUTS, DTYPES) if d != "?" or len(LAYOUTS[n][0]) == 2]
+)
 def test_every_layout_depth_and_storage(tmp_path, layout, dtype):
     shape, how = LAYOUTS[layout]
     tried = 0
     for name, storage in STORAGES.items():
         if "predictor" in storage and dtype[1:] in ("", "8"):
             continue
-        if dtype == "?" and (len(shape) > 2 or {"byteorder", "tile"} & set(storage)):
+        if dtype == "?" and {"byteorder", "tile"} & set(storage):
             continue
         array = values(dtype, *shape)
         path = tmp_path / f"{name}.tif"
@@ -84,7 +87,7 @@ def test_every_layout_depth_and_storage(tmp_path, layout, dtype):
         assert ("alpha dropped" in stored.notes) == (layout == "alpha")
         assert any("slices of a volume" in note for note in stored.notes) == ("stack" in layout)
         tried += 1
-    assert tried >= 10 or dtype == "?"
+    assert tried >= (7 if dtype == "?" else 10)
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
@@ -189,19 +192,16 @@ def test_many_channels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("axes", "shape", "wanted"),
+    ("program", "axes", "shape", "wanted"),
     [
-        ("ZYX", (4, H, W), (0, 1, 2)),
-        ("CYX", (2, H, W), (0, 1, 2)),
-        ("CZYX", (2, 4, H, W), (0, 1, 2, 3)),
-        ("ZCYX", (4, 2, H, W), (1, 0, 2, 3)),
-        ("TYX", (4, H, W), (0, 1, 2)),
+        *((program, "ZYX", (4, H, W), (0, 1, 2)) for program in ("ome", "imagej")),
+        *((program, "CYX", (2, H, W), (0, 1, 2)) for program in ("ome", "imagej")),
+        *((program, "ZCYX", (4, 2, H, W), (1, 0, 2, 3)) for program in ("ome", "imagej")),
+        *((program, "TYX", (4, H, W), (0, 1, 2)) for program in ("ome", "imagej")),
+        ("ome", "CZYX", (2, 4, H, W), (0, 1, 2, 3)),  # ImageJ has an order of its own
     ],
 )
-@pytest.mark.parametrize("program", ["ome", "imagej"])
 def test_axes_that_are_named(tmp_path, program, axes, shape, wanted):
-    if program == "imagej" and axes == "CZYX":
-        pytest.skip("ImageJ has its own order")
     array = values("u2", *shape)
     sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25, "PhysicalSizeZ": 2.0}
     more = {"resolution": (2, 4), "metadata": {"axes": axes, "spacing": 2.0, "unit": "um"}}
@@ -221,9 +221,8 @@ def test_axes_that_are_named(tmp_path, program, axes, shape, wanted):
 
 
 def test_prediction_of_a_stack_keeps_sizes(tmp_path):
-    tifffile.imwrite(
-        tmp_path / "a.tiff", values("u1", 4, H, W), imagej=True, resolution=(2, 4), metadata={"axes": "ZYX", "spacing": 3, "unit": "mm"}
-    )  # fmt: skip
+    said = {"axes": "ZYX", "spacing": 3, "unit": "mm"}
+    tifffile.imwrite(tmp_path / "a.tiff", values("u1", 4, H, W), imagej=True, resolution=(2, 4), metadata=said)
     labels, classes = RNG.integers(0, 3, (4, H, W), np.uint8), ["a", "b", "c"]
     ending, content = encode(tmp_path / "a.tiff", "masks", labels, classes)
     (tmp_path / "m.tif").write_bytes(content)
