@@ -15,7 +15,8 @@ import numpy as np
 
 from knowsam.errors import DataError
 from knowsam.io.arrays import H5, Arrays, Npz
-from knowsam.io.dicom import Dicom, dicom_files
+from knowsam.io.dicom import Dicom
+from knowsam.io.dicom_series import dicom_files
 from knowsam.io.kind import Kind, raw_labels, suffix
 from knowsam.io.nifti import Nifti
 from knowsam.io.opening import MAX_PIXELS, MAX_VOXELS, opened

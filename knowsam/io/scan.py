@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knowsam.errors import NotFoundError
-from knowsam.io.dicom import DIRECTORY, Dicom, series_of
+from knowsam.io.dicom_series import DIRECTORY, EXTENSIONS, series_of
 from knowsam.io.kind import suffix
 
 _JUNK = {"thumbs.db", "desktop.ini"}
@@ -59,7 +59,7 @@ def scan_folder(
         slices: list[Path] = []
         for path in names:
             ending = suffix(path.name)
-            if ending.lower() in Dicom.extensions and series:
+            if ending.lower() in EXTENSIONS and series:
                 slices.append(path)
             elif ending.lower() in extensions:
                 files.setdefault(_id(path, folder, ending), []).append(path)

@@ -5,6 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+from knowsam.errors import ConfigError
+
 PredictionKind = Literal["masks", "probabilities", "uncertainty"]
 """What a file is made of by ``encode``."""
 
@@ -21,6 +23,8 @@ class Reading:
         image_key, mask_key: names of the arrays in h5 and npz files.
         palette: masks with a palette. ``"index"``: the stored number counts; ``"colour"``: its colour, or grey level;
             ``"auto"``: see ``palettes.read_palette``.
+    Raises:
+        ConfigError: another value of ``orientation``, ``slice_axis`` or ``palette``.
     """
 
     orientation: Literal["apply", "stored"] = "apply"
@@ -28,6 +32,14 @@ class Reading:
     image_key: str = "image"
     mask_key: str = "label"
     palette: Literal["auto", "index", "colour"] = "auto"
+
+    def __post_init__(self) -> None:
+        allowed = {"orientation": ("apply", "stored"), "slice_axis": (0, 1, 2), "palette": ("auto", "index", "colour")}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ConfigError(
+                    f"reading.{name} is {getattr(self, name)!r}; allowed are {', '.join(map(str, values))}"
+                )
 
 
 DEFAULT = Reading()

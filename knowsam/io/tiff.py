@@ -16,7 +16,7 @@ from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
 from knowsam.errors import DataError
 from knowsam.io import orientation, palettes, raster
-from knowsam.io.kind import Kind, labels_of
+from knowsam.io.kind import Kind, labels_of, suffix
 from knowsam.io.opening import fits, opened
 from knowsam.io.stored import Header, PredictionKind, Reading, Stored, StoredMask
 
@@ -88,7 +88,11 @@ class Tiff(Kind):
     def extension(self, path: Path, kind: PredictionKind) -> str:
         """As of a picture; of a volume the file's own for masks and uncertainty."""
         with _opened(path) as tiff:
-            return path.suffix if len(tiff.shape) == 3 and kind != "probabilities" else raster.extension(kind)
+            return (
+                (suffix(path.name) or ".tif")
+                if len(tiff.shape) == 3 and kind != "probabilities"
+                else raster.extension(kind)
+            )
 
     def encode(
         self, path: Path, kind: PredictionKind, values: np.ndarray, classes: Sequence[str], reading: Reading
@@ -202,6 +206,8 @@ def _described(path: Path, tiff: tifffile.TiffFile) -> _Opened:
     order, planes, deep = _axes(path, series)
     samples, shape = planes[0], planes[1:]
     fits(path, shape, samples)
+    if page.is_tiled and page.tilewidth * page.tilelength > max(4 * shape[-1] * shape[-2], 1 << 24):
+        raise DataError(f"{path}: truncated or damaged: tiles of {page.tilewidth} x {page.tilelength} pixels")
     _complete(path, tiff, series, notes)
     _decodable(path, page)
 

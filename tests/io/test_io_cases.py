@@ -1,10 +1,9 @@
 """The inputs on which reading once went wrong, each with the right value."""
 
+import gzip
 import io
 
-import nibabel
 import numpy as np
-import pydicom
 import pytest
 import tifffile
 from io_files import CASES
@@ -13,6 +12,8 @@ from PIL import Image, ImageOps
 from knowsam.errors import DataError
 from knowsam.io import PaletteWatch, Reading, encode, header, read_image, read_mask, scan
 
+nibabel = pytest.importorskip("nibabel")
+pydicom = pytest.importorskip("pydicom")
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason=f"needs the made-up inputs, {CASES}")
 SETS = CASES / "sets"
 
@@ -86,19 +87,13 @@ def test_float64():
 
 
 def test_nifti_in_capitals():
-    for name, packed in (("UPPER.NII.GZ", True), ("ras.nii.gz", True)):
+    for name in ("UPPER.NII.GZ", "ras.nii.gz"):
         path = CASES / "nii" / name
         labels = (read_image(path).array[0] > 400).astype(np.uint8)
         ending, content = encode(path, "masks", labels, ["0", "1"])
-        assert name.endswith(ending) and (content[:2] == b"\x1f\x8b") == packed
+        assert name.endswith(ending)
         wanted = np.asarray(nibabel.load(CASES / "nii" / "ras.nii.gz").dataobj) > 400
-        assert (np.asarray(nibabel.Nifti1Image.from_stream(io.BytesIO(content_of(content))).dataobj) == wanted).all()
-
-
-def content_of(packed):
-    import gzip
-
-    return gzip.decompress(packed)
+        assert (np.asarray(nibabel.Nifti1Image.from_bytes(gzip.decompress(content)).dataobj) == wanted).all()
 
 
 def test_voi_lut():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from knowsam.errors import DataError
-from knowsam.io import Reading, encode, extension, header, read_image, read_mask, scan
+from knowsam.io import Reading, encode, extension, header, read_image, read_mask, same_place, scan
 
 pydicom = pytest.importorskip("pydicom")
 nibabel = pytest.importorskip("nibabel")
@@ -291,7 +291,7 @@ def test_bombs(tmp_path):
 
 
 def test_a_deflated_bomb_is_not_inflated(tmp_path, monkeypatch):
-    monkeypatch.setattr("knowsam.io.dicom.MAX_VOXELS", 1 << 24)
+    monkeypatch.setattr("knowsam.io.dicom_file.MAX_VOXELS", 1 << 24)
     values = RNG.integers(0, 256, (5, 7), np.uint8)
     path = dicom(tmp_path / "a.dcm", values, syntax="1.2.840.10008.1.2.1.99")
     assert (same_header(path).array[0] == values).all()
@@ -422,6 +422,75 @@ def test_tilted_slices(tmp_path):
     file = next(f for f in folder.iterdir() if list(pydicom.dcmread(f).ImagePositionPatient) == positions[4].tolist())
     voxel = np.linalg.inv(mask.affine) @ [*(where(file, 3, 2) * [-1, -1, 1]), 1]
     np.testing.assert_allclose(voxel[:3], [2, 3, 4], atol=1e-4)
+
+
+def frames(path, plane="axial", window=None, order=None, photometric="MONOCHROME2"):
+    """All slices of the volume as frames of one file, as newer scanners write them."""
+    directions = PLANES[plane]
+    data = pydicom.dcmread(dicom(path, VOLUME[0], bits=12, photometric=photometric))
+    order = range(len(VOLUME)) if order is None else order
+    data.NumberOfFrames = len(order)
+    data.PixelData = VOLUME[list(order)].tobytes()
+
+    def item(**tags):
+        found = Dataset()
+        for name, value in tags.items():
+            setattr(found, name, value)
+        return [found]
+
+    shared = {"PixelMeasuresSequence": item(PixelSpacing=["0.5", "0.8"])}
+    shared["PlaneOrientationSequence"] = item(ImageOrientationPatient=[f"{x:g}" for x in directions.ravel()])
+    shared["PixelValueTransformationSequence"] = item(**CT)
+    if isinstance(window, list):
+        shared["FrameVOILUTSequence"] = item(VOILUTSequence=window)
+    elif window:
+        shared["FrameVOILUTSequence"] = item(WindowCenter=window[0], WindowWidth=window[1])
+    data.SharedFunctionalGroupsSequence = item(**shared)
+    data.PerFrameFunctionalGroupsSequence = []
+    for n in order:
+        place = np.array([-30.0, -40, 50]) + np.cross(*directions) * 2.5 * n
+        place = item(ImagePositionPatient=[f"{x:.6f}" for x in place])
+        data.PerFrameFunctionalGroupsSequence += item(PlanePositionSequence=place)
+    data.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_frames_are_the_volume_that_slices_are(tmp_path, plane, photometric):
+    window = {"WindowCenter": "40", "WindowWidth": "400"}
+    one = same_header(series(tmp_path / "a", directions=PLANES[plane], photometric=photometric, **window))
+    path = frames(tmp_path / "a.dcm", plane, ("40", "400"), (3, 1, 0, 5, 2, 4), photometric)
+    other = same_header(path)
+    assert (one.array == other.array).all() and one.array.dtype == other.array.dtype
+    assert one.spacing == pytest.approx(other.spacing) and one.full_range == other.full_range is not None
+    labels = (other.array[0] > 0).astype(np.uint8)
+    masks = [encode(p, "masks", labels, CLASSES) for p in (path, tmp_path / "a")]
+    assert [ending for ending, _ in masks] == [".nii.gz"] * 2 and extension(path, "masks") == ".nii.gz"
+    first, second = (nibabel.Nifti1Image.from_bytes(zlib.decompress(content, 31)) for _, content in masks)
+    np.testing.assert_allclose(first.affine, second.affine, atol=1e-5)
+    assert (np.asarray(first.dataobj) == np.asarray(second.dataobj)).all()
+    assert same_place(path, tmp_path / "a") == ()
+
+
+def test_frames_share_a_table(tmp_path):
+    stored = same_header(frames(tmp_path / "a.dcm", window=lut(np.arange(4096)[::-1] >> 4, 8)))
+    values = stored.array.astype(int)  # HU: what lies below the table has its first entry
+    np.testing.assert_allclose(stored.display, ((4095 - np.clip(values, 0, 4095)) // 16) / 255, atol=1e-6)
+
+
+def test_a_film_is_refused(tmp_path):
+    data = pydicom.dcmread(dicom(tmp_path / "a.dcm", VOLUME[0]))
+    data.NumberOfFrames, data.PixelData = len(VOLUME), VOLUME.tobytes()
+    data.save_as(tmp_path / "a.dcm")
+    for call in (read_image, header, lambda p: encode(p, "masks", VOLUME[0], CLASSES)):
+        with pytest.raises(DataError, match=r"a\.dcm: holds 6 frames"):
+            call(tmp_path / "a.dcm")
+
+
+def test_a_missing_frame_is_named(tmp_path):
+    with pytest.raises(DataError, match="frame 3 and frame 4 are 5 mm: is one missing"):
+        read_image(frames(tmp_path / "a.dcm", order=(0, 1, 2, 4, 5)))
 
 
 def two_series(folder):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from knowsam.errors import DataError, NotFoundError
-from knowsam.io import KINDS, encode, extensions, fingerprint, header, kind_of, read_image, read_mask, scan
+from knowsam.errors import ConfigError, DataError, NotFoundError
+from knowsam.io import KINDS, Reading, encode, extensions, fingerprint, header, kind_of, read_image, read_mask, scan
 
 
 def touch(path, content=b"x"):
@@ -83,6 +83,13 @@ def test_files_without_extension_are_known_by_content(tmp_path):
     assert list(scan(tmp_path).files) == ["h", "scan1"]
     assert read_image(tmp_path / "h").array.shape == (1, 4, 4)
     assert encode(tmp_path / "h", "masks", np.zeros((4, 4), np.uint8), ["a"])[0] == ".h5"
+
+
+@pytest.mark.parametrize("option", [{"slice_axis": 3}, {"orientation": "exif"}, {"palette": "grey"}])
+def test_options_are_checked(option):
+    [(name, value)] = option.items()
+    with pytest.raises(ConfigError, match=rf"reading\.{name} is {value!r}; allowed are"):
+        Reading(**option)
 
 
 def test_no_extension_belongs_to_two_kinds():

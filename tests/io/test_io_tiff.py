@@ -303,6 +303,15 @@ def test_truncation_is_found(tmp_path, layout, storage):
             assert got.shape == whole.shape and (got == whole).all(), part
 
 
+def test_tiles_far_beyond_the_picture_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "bomb.tif", values("u1", 64, 64), tile=(16, 16), bigtiff=True, compression="lzw")
+    with tifffile.TiffFile(tmp_path / "bomb.tif", mode="r+b") as tiff:
+        tiff.pages[0].tags["TileWidth"].overwrite(2**30, dtype="Q")
+    for read in (read_image, read_mask, header):
+        with pytest.raises(DataError, match=r"bomb\.tif: truncated or damaged"):
+            read(tmp_path / "bomb.tif")
+
+
 @pytest.mark.parametrize(("width", "height"), [(8100, 8100), (2**31, 2**31), (0, 5)])
 def test_bombs_are_refused_from_the_header(tmp_path, width, height):
     tifffile.imwrite(tmp_path / "bomb.tif", values("u1", 8, 8), bigtiff=True)
