@@ -30,6 +30,7 @@ ALLOWED = {
         ("torch", "segment_anything", "monai", "timm", "safetensors"),
     ),
     "metrics": (("errors",), ("numpy", "scipy", "monai", "torch")),
+    "io": (("errors",), ("numpy", "PIL", "tifffile", "imagecodecs", "h5py", "nibabel", "pydicom")),
     "data": (
         ("errors", "files", "palette"),
         ("torch", "numpy", "scipy", "h5py", "skimage", "PIL", "kornia", "imageio", "tifffile"),
