@@ -10,14 +10,13 @@ from torch import Tensor
 from knowsam.data import augment_intensity as intensity
 from knowsam.data.augment_geometry import Geometry, move
 from knowsam.data.batch import Batch, Labelled
+from knowsam.data.levels import WHITE, to_unit
 from knowsam.data.streams import RawBatch
 from knowsam.errors import ConfigError
 from knowsam.losses import IGNORE
 
 UNKNOWN = 255
 """Class id of a raw mask where nothing is known."""
-LEVELS = {torch.uint8: 255, torch.int32: 65535}
-"""The level that is 1.0, by the type that levels are stored in."""
 
 
 class Augmenter:
@@ -278,14 +277,12 @@ class Augmenter:
         """All images in 0..1, moved, labelled ones first; the mask, moved alike; means of the images before (N,)."""
         count, shape = len(labelled), labelled.shape[2:]
         assert shape == mask.shape[1:] == unlabelled.shape[2:] and len(shape) in (2, 3)
-        assert labelled.dtype == unlabelled.dtype and labelled.dtype in LEVELS and mask.dtype == torch.uint8
+        assert labelled.dtype == unlabelled.dtype and labelled.dtype in WHITE and mask.dtype == torch.uint8
         levels = torch.cat([labelled, unlabelled])  # (N, C, *S), N = L + U
-        white = LEVELS[levels.dtype]
         # Integer sums: the same to the last bit whatever the number of threads.
-        means = (
-            levels.flatten(1).sum(dim=1, dtype=torch.int64).double().div(white * math.prod(levels.shape[1:])).float()
-        )
-        images = levels.float() / white
+        white = WHITE[levels.dtype] * math.prod(levels.shape[1:])
+        means = levels.flatten(1).sum(dim=1, dtype=torch.int64).double().div(white).float()  # (N,)
+        images = to_unit(levels)
         counts = count, len(levels) - count
         grid = self.geometry.grid(geometry, elastic, counts, shape, levels.device)
         if grid is not None:
