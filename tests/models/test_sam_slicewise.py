@@ -5,6 +5,7 @@ import torch
 from sam_lab import randomise
 from torch import nn
 
+from knowsam.losses import IGNORE, sam_distillation_loss, segmentation_loss
 from knowsam.models.sam import Embedding, SamGuide, SliceWiseGuide, build_sam_guide, slicewise
 from knowsam.models.sam.slicewise import evenly
 
@@ -82,7 +83,7 @@ def test_the_same_face(guide):
     joined = slices.encode(volumes[:1]).joined(slices.encode(volumes[1:]))
     torch.testing.assert_close(joined.image, embedding.image, rtol=0, atol=1e-4)
     assert slices.num_classes == 3 and slices.sam is guide.sam and slices.compilable() == guide.compilable()
-    assert slices.valid(embedding).shape == (2, 5, 64, 64) and slices.valid(embedding).all()
+    assert slices.valid(embedding) is None, "everywhere"
 
 
 def test_prompts_are_made_of_all_slices():
@@ -102,7 +103,7 @@ def test_slices_of_another_size_are_resized(guide, shape):
     volumes, coarse = torch.rand(1, 1, 3, *shape), torch.randn(1, 3, 3, *shape)
     slices = SliceWiseGuide(guide)
     found = slices(volumes, coarse)
-    assert found.shape == (1, 3, 3, *shape) and slices.valid(slices.encode(volumes)).shape == (1, 3, *shape)
+    assert found.shape == (1, 3, 3, *shape)
     small = nn.functional.interpolate(volumes[0].transpose(0, 1), (64, 64), mode="bilinear", antialias=True)
     wanted = guide.decode(guide.encode(small), coarse[0].transpose(0, 1), shape)
     torch.testing.assert_close(found[0].transpose(0, 1), wanted, rtol=0, atol=1e-5)
@@ -179,7 +180,7 @@ def test_eval_mode_asks_for_all():
     slices, volumes = SliceWiseGuide(Stub(), slices=2), torch.rand(2, 1, 5, 8, 8)
     drawn = slices.train().encode(volumes)
     everything = slices.eval().encode(volumes)
-    assert everything.chosen is None and len(everything.image) == 10 and slices.valid(everything).all()
+    assert everything.chosen is None and len(everything.image) == 10 and slices.valid(everything) is None
     # An embedding of train mode keeps its slices, whoever decodes it: the teacher does so in eval mode.
     assert not slices.decode(drawn.detach()).flatten(3).any(3).all() and not slices.valid(drawn).all()
     assert slices.train().encode(volumes[:, :, :2]).chosen is None  # there are no more
@@ -207,13 +208,26 @@ def test_one_backward_reaches_every_trainable_parameter_and_nothing_else(count):
     slices = SliceWiseGuide(guide, slices=count).train()
     volumes, coarse = torch.rand(2, 1, 4, 48, 80), torch.randn(2, 3, 4, 16, 16, requires_grad=True)
     embedding = slices.encode(volumes)
-    slices.decode(embedding, coarse)[
-        slices.valid(embedding)[:, None].expand(-1, 3, -1, -1, -1)
-    ].square().sum().backward()
+    mask = torch.randint(3, (2, 4, 48, 80))
+    segmentation_loss(slices.decode(embedding, coarse), mask, valid=slices.valid(embedding)).backward()
     for name, parameter in slices.named_parameters():
         assert parameter.requires_grad == (parameter.grad is not None), name
     assert any(parameter.grad.any() for parameter in slices.parameters() if parameter.requires_grad)
     assert coarse.grad is None
+
+
+def test_losses_leave_out_what_sam_was_not_asked():
+    """By ``valid``: the student's slices that SAM said nothing of get no gradient, and SAM's loss is of the others."""
+    stub, student = Stub(), torch.randn(2, 2, 7, 8, 8, requires_grad=True)
+    slices, mask = SliceWiseGuide(stub, slices=3), torch.randint(2, (2, 7, 8, 8))
+    embedding = slices.encode(torch.rand(2, 1, 7, 8, 8))
+    logits, valid = slices.decode(embedding), slices.valid(embedding)
+    sam_distillation_loss(student, logits, valid=valid).backward()
+    touched = student.grad.abs().amax((1, 3, 4)) > 0  # (B, D)
+    assert torch.equal(touched, valid[..., 0, 0]) and stub.factor.grad is None
+    loss = segmentation_loss(logits, mask, valid=valid)
+    ignored = mask.masked_fill(~valid, IGNORE)
+    torch.testing.assert_close(loss, segmentation_loss(logits, ignored))
 
 
 def test_its_parts_are_the_guide_s():

@@ -165,14 +165,21 @@ class SliceWiseGuide(nn.Module):
             logits = everywhere.index_put((rows, chosen), logits)
         return logits.transpose(1, 2)
 
-    def valid(self, embedding: Embedding, size: int | Sequence[int] | None = None) -> Tensor:
-        """Where SAM was asked, for losses and pseudo-labels: bool (B, D, height, width), ``size`` as for decode."""
+    def valid(self, embedding: Embedding, size: int | Sequence[int] | None = None) -> Tensor | None:
+        """Where SAM was asked: the ``valid`` of every loss that learns from its logits, or that it learns by.
+
+        Args:
+            embedding: of B volumes.
+            size: as for :meth:`decode`.
+        Returns:
+            bool (B, D, height, width); None: everywhere.
+        """
         assert isinstance(embedding, SliceEmbedding), "an embedding of this guide's encode"
         depth, height, width = self._shape(embedding, size)
-        asked = torch.ones(len(embedding), depth, dtype=torch.bool, device=embedding.image.device)
-        if embedding.chosen is not None:
-            asked = torch.zeros_like(asked).scatter(1, embedding.chosen, True)
-        return asked[:, :, None, None].expand(-1, -1, height, width)
+        if embedding.chosen is None:
+            return None
+        asked = torch.zeros(len(embedding), depth, dtype=torch.bool, device=embedding.image.device)
+        return asked.scatter(1, embedding.chosen, True)[:, :, None, None].expand(-1, -1, height, width)
 
     def compilable(self) -> list[nn.Module]:
         """Parts whose own forward runs at every step."""
