@@ -1,6 +1,7 @@
 """Patches of volumes, and of pictures too large to see whole: where they lie, and reading nothing else.
 
-*S is (H, W) or (D, H, W). Where a patch lies is a pure function of (seed, rank, t, row), as all that a batch holds.
+Shapes *S are (H, W) or (D, H, W). Where a patch lies is a pure function of (seed, rank, t, row), as all is that a batch
+holds.
 """
 
 from collections.abc import Sequence

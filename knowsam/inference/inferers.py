@@ -1,7 +1,7 @@
 """How an image of any size goes through a network that was trained on one: resized, in windows, or slice by slice.
 
-*S is (H, W) or (D, H, W), the image's own size. An image is (C, *S) float32 in 0..1, or levels (uint8 of which 255 is
-1.0, uint16 or int32 of which 65535 is), which take a quarter of the memory and become floats piece by piece.
+Shapes *S are (H, W) or (D, H, W), the image's own size. An image is (C, *S) float32 in 0..1, or levels (uint8 of which
+255 is 1.0, uint16 or int32 of which 65535 is), which take less memory and become floats piece by piece.
 """
 
 import math
