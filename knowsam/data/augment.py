@@ -5,16 +5,22 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from knowsam.data import augment_intensity as intensity
+from knowsam.data.augment_geometry import Geometry, move
 from knowsam.data.batch import Batch, Labelled
+from knowsam.data.levels import WHITE, to_unit
 from knowsam.data.streams import RawBatch
 from knowsam.errors import ConfigError
+from knowsam.losses import IGNORE
+
+UNKNOWN = 255
+"""Class id of a raw mask where nothing is known."""
 
 
 class Augmenter:
-    """Random flips, affine and elastic distortion, light and holes for one step's images.
+    """Random flips, affine and elastic distortion, light and holes for one step's images or volumes.
 
     Labelled images get a weak view, unlabelled ones a weak and a strong view with the *same* geometry, so that their
     pixels can be compared one to one. Flip, affine and elastic part are composed into one sampling grid: image and
@@ -22,20 +28,24 @@ class Augmenter:
     mirrored image with its mirrored mask. Light (brightness, contrast, gamma) and holes follow; holes paint the image
     only, the mask keeps what lies under them.
 
-    Every probability is per image, 0..1; 0 turns the entry off. Lengths are fractions of the side S, so a setting
-    means the same at every resolution; pairs are (smallest, largest), both possible. Grey images arrive as three equal
-    channels, hence no hue or saturation. A setting that is changed does not shift the draws of the others.
+    Every probability is per image, 0..1; 0 turns the entry off. Lengths are fractions of the axis that they lie along,
+    so a setting means the same at every resolution and in a patch of unlike sides; angles are between pixels as they
+    lie. Pairs are (smallest, largest), both possible. A setting that is changed does not shift the draws of the others.
 
     Args:
         horizontal_flip: probability of mirroring left and right.
         vertical_flip: probability of mirroring top and bottom.
+        depth_flip: probability of mirroring the first and the last slice of a volume.
         affine: probability of shift, scale and rotation together.
-        rotate: largest angle either way, degrees.
+        rotate: largest angle either way within a slice, degrees.
+        tilt: largest angles either way of a volume's slices, about their horizontal and about their vertical axis,
+            degrees. None: as ``rotate``, or 0 for stacks of few, thick slices: where the longest side has more than 3
+            times the voxels of the depth.
         scale: largest relative change of size either way, < 1; 0.05 gives a zoom of 0.95 to 1.05.
-        shift: largest move either way along each axis, fraction of S.
+        shift: largest move either way along each axis, fraction of it.
         elastic: probability of an elastic distortion of an unlabelled image, both its views.
         labelled_elastic: the same for a labelled image and its mask.
-        elastic_shift: largest move of a control point along each axis, fraction of S.
+        elastic_shift: largest move of a control point along each axis, fraction of it.
         elastic_cells: cells between control points along each axis, >= 1. ``elastic_shift * elastic_cells`` is at most
             0.2: beyond it the distortion folds over itself.
         weak_light: probability of a change of light in a weak view.
@@ -50,12 +60,18 @@ class Augmenter:
         strong_gamma: as ``weak_gamma``.
         strong_holes: probability that holes are cut into a strong view; the weak view of the pair never has any.
         strong_hole_count: as ``labelled_hole_count``.
-        hole_size: side of a hole, pair of fractions of S in (0, 1]; height and width are drawn apart.
+        hole_size: side of a hole, pair of fractions of the axis in (0, 1]; height and width are drawn apart.
+        cuboid_size: the same for a volume, whose holes are cuboids and cover less of it.
         hole_value: what a hole shows, 0..1.
         blur: probability of a Gaussian blur in a strong view.
-        blur_sigma: its standard deviation, pair of fractions of S, > 0.
+        blur_sigma: its standard deviation, pair of fractions of each axis, > 0.
         noise: probability of Gaussian noise in a strong view.
         noise_std: its standard deviation, on the image's 0..1 scale.
+        colour: probability of a change of colour in a strong view, for images of 3 channels alone. What was grey stays
+            grey.
+        saturation: its largest relative change of saturation, <= 1.
+        hue: its largest turn of the colour circle, fraction of the circle, <= 0.5.
+        greyscale: probability that a strong view loses its colour, likewise.
         strong_views: how many strong views of every unlabelled image, drawn apart; what the method needs.
         plain_labelled: also give the labelled images without holes and without a change of light.
     Raises:
@@ -63,7 +79,7 @@ class Augmenter:
     Source:
         Probabilities and amounts: the recipe published with arXiv:2412.13742. Ours: the two views share geometry, holes
         spare the mask and the unlabelled weak view, one smooth distortion stands for the grid and elastic ones,
-        contrast turns around the image's mean instead of 0.
+        contrast turns around the image's mean instead of 0. No tilt of thick slices: nnU-Net (arXiv:1904.08128).
     """
 
     def __init__(
@@ -71,8 +87,10 @@ class Augmenter:
         *,
         horizontal_flip: float = 0.5,
         vertical_flip: float = 0.5,
+        depth_flip: float = 0.5,
         affine: float = 0.5,
         rotate: float = 10.0,
+        tilt: tuple[float, float] | None = None,
         scale: float = 0.05,
         shift: float = 0.0625,
         elastic: float = 0.5,
@@ -92,24 +110,34 @@ class Augmenter:
         strong_holes: float = 0.7,
         strong_hole_count: tuple[int, int] = (10, 20),
         hole_size: tuple[float, float] = (0.05, 0.05),
+        cuboid_size: tuple[float, float] = (0.1, 0.2),
         hole_value: float = 0.0,
         blur: float = 0.0,
         blur_sigma: tuple[float, float] = (0.002, 0.008),
         noise: float = 0.0,
         noise_std: float = 0.05,
+        colour: float = 0.0,
+        saturation: float = 0.5,
+        hue: float = 0.1,
+        greyscale: float = 0.0,
         strong_views: int = 1,
         plain_labelled: bool = False,
     ):
-        self.horizontal_flip = _number("horizontal_flip", horizontal_flip, 0, 1)
-        self.vertical_flip = _number("vertical_flip", vertical_flip, 0, 1)
-        self.affine = _number("affine", affine, 0, 1)
-        self.rotate = _number("rotate", rotate, 0, 180)
-        self.scale = _number("scale", scale, 0, 0.99)
-        self.shift = _number("shift", shift, 0, 1)
-        self.elastic = _number("elastic", elastic, 0, 1)
-        self.labelled_elastic = _number("labelled_elastic", labelled_elastic, 0, 1)
-        self.elastic_cells = int(_number("elastic_cells", elastic_cells, 1, 64))
-        self.elastic_shift = _number("elastic_shift", elastic_shift, 0, 1)
+        self.geometry = Geometry(
+            flips=(
+                _number("horizontal_flip", horizontal_flip, 0, 1),
+                _number("vertical_flip", vertical_flip, 0, 1),
+                _number("depth_flip", depth_flip, 0, 1),
+            ),
+            affine=_number("affine", affine, 0, 1),
+            rotate=_number("rotate", rotate, 0, 180),
+            tilt=None if tilt is None else _angles("tilt", tilt),
+            scale=_number("scale", scale, 0, 0.99),
+            shift=_number("shift", shift, 0, 1),
+            elastic=(_number("labelled_elastic", labelled_elastic, 0, 1), _number("elastic", elastic, 0, 1)),
+            elastic_shift=_number("elastic_shift", elastic_shift, 0, 1),
+            elastic_cells=int(_number("elastic_cells", elastic_cells, 1, 64)),
+        )
         if elastic_shift * elastic_cells > 0.2 + 1e-9:
             raise ConfigError(
                 f"augment: elastic_shift {elastic_shift} times elastic_cells {elastic_cells} is over 0.2: would fold",
@@ -131,26 +159,30 @@ class Augmenter:
         )
         self.strong_holes = _number("strong_holes", strong_holes, 0, 1)
         self.strong_hole_count = _counts("strong_hole_count", strong_hole_count)
-        self.hole_size = _pair("hole_size", hole_size, 1e-6, 1)
+        self.hole_sizes = {  # by the number of axes
+            2: _pair("hole_size", hole_size, 1e-6, 1),
+            3: _pair("cuboid_size", cuboid_size, 1e-6, 1),
+        }
         self.hole_value = _number("hole_value", hole_value, 0, 1)
         self.blur = _number("blur", blur, 0, 1)
         self.blur_sigma = _pair("blur_sigma", blur_sigma, 1e-6, 0.25)
         self.noise = _number("noise", noise, 0, 1)
         self.noise_std = _number("noise_std", noise_std, 0, 1)
+        self.colour = _number("colour", colour, 0, 1)
+        self.saturation = _number("saturation", saturation, 0, 1)
+        self.hue = _number("hue", hue, 0, 0.5)
+        self.greyscale = _number("greyscale", greyscale, 0, 1)
         self.strong_views = strong_views
         self.plain_labelled = plain_labelled
-        # Half a second to import; paid here rather than in the first step.
-        import kornia.enhance
-        import kornia.filters
-
-        self._enhance, self._gaussian_blur = kornia.enhance, kornia.filters.gaussian_blur2d
+        intensity.load_libraries()
 
     @classmethod
     def off(cls, *, strong_views: int = 1, plain_labelled: bool = False) -> "Augmenter":
-        """An augmenter that changes nothing: images divided by 255, strong equal to weak."""
+        """An augmenter that changes nothing: levels become 0..1, strong is equal to weak."""
         return cls(
             horizontal_flip=0.0,
             vertical_flip=0.0,
+            depth_flip=0.0,
             affine=0.0,
             elastic=0.0,
             weak_light=0.0,
@@ -170,10 +202,15 @@ class Augmenter:
         the first one as it is, and a second labelled batch all others.
 
         Args:
-            raw: uint8 images of one side S, L >= 1, U >= 0.
+            raw: levels (L, C, *S) and (U, C, *S) of any C, L >= 1, U >= 0: uint8, of which 255 is 1.0, or int32, of
+                which 65535 is 1.0. *S is (H, W) or (D, H, W), sides alike or not. Of the uint8 mask (L, *S), 255 is
+                where nothing is known.
             seed: >= 0, of any size; what the caller made of (seed, rank, step).
         Returns:
-            Batch on the inputs' device: images float32 in 0..1, masks int64 holding no id that the input lacks.
+            Batch on the inputs' device: images float32 in 0..1, masks int64 holding no id that the input lacks, with
+            ``losses.IGNORE`` for 255.
+        Raises:
+            ConfigError: a change of colour is asked for, and images have other than 3 channels.
         """
         # Not torch's CPU generator: it seeds from the lower 32 bits only, so (seed, rank, step) packed into one wide
         # integer would collide in silence. One child per part keeps a changed setting from shifting the other draws.
@@ -182,13 +219,17 @@ class Augmenter:
         count = len(raw.labelled)
         images, mask, means = self._move(geometry, elastic, raw.labelled, raw.mask, raw.unlabelled)
         plain, base = images[:count], images[count:]
-        images = self._relight(weak, images, means, self.weak_light, self.weak_amounts)
+        images = intensity.relight(weak, images, means, self.weak_light, self.weak_amounts)
         labelled = self._cut_holes(labelled_holes, images[:count], self.labelled_holes, self.labelled_hole_count)
         views = [first_view, *(list(map(np.random.default_rng, root.spawn(4))) for _ in range(1, self.strong_views))]
-        strong = tuple(self._strong(draws, base, means[count:]) for draws in views[: self.strong_views])
+        # A root of their own, as for the second batch: whether the other parts have more children must not shift them.
+        colours = map(np.random.default_rng, np.random.SeedSequence((seed, 2)).spawn(self.strong_views))
+        strong = tuple(
+            self._strong(draws, colour, base, means[count:])
+            for draws, colour in zip(views[: self.strong_views], colours, strict=True)
+        )
         batch = Batch(labelled, mask, images[count:], strong, raw.ids, plain if self.plain_labelled else None)
         if len(raw.second):
-            # Its own root: whether the other parts have more children must not shift it.
             draws = map(np.random.default_rng, np.random.SeedSequence((seed, 1)).spawn(4))
             batch.second = self._second(draws, raw.second, raw.second_mask)
         return batch
@@ -197,15 +238,33 @@ class Augmenter:
         """Another labelled batch in the weak view."""
         geometry, elastic, weak, holes = draws
         moved, mask, means = self._move(geometry, elastic, images, mask, images[:0])
-        moved = self._relight(weak, moved, means, self.weak_light, self.weak_amounts)
+        moved = intensity.relight(weak, moved, means, self.weak_light, self.weak_amounts)
         return Labelled(self._cut_holes(holes, moved, self.labelled_holes, self.labelled_hole_count), mask)
 
-    def _strong(self, draws: list[np.random.Generator], base: Tensor, means: Tensor) -> Tensor:
+    def _strong(
+        self, draws: list[np.random.Generator], colours: np.random.Generator, base: Tensor, means: Tensor
+    ) -> Tensor:
         """A strong view of unlabelled images that were moved already."""
         light, holes, blur, noise = draws
-        images = self._relight(light, base, means, self.strong_light, self.strong_amounts)
-        images = self._add_noise(noise, self._blur(blur, images))
+        images = intensity.relight(light, base, means, self.strong_light, self.strong_amounts)
+        if self.colour or self.greyscale:
+            if images.shape[1] != 3:
+                setting = "colour" if self.colour else "greyscale"
+                raise ConfigError(
+                    f"augment: {setting} is {getattr(self, setting)}, but images have {images.shape[1]} channel(s); it "
+                    "is for 3, red, green and blue",
+                    hint=f"Set augment.{setting}: 0.",
+                )
+            images = intensity.recolour(colours, images, self.colour, self.saturation, self.hue, self.greyscale)
+        images = intensity.blur(blur, images, self.blur, self.blur_sigma)
+        images = intensity.add_noise(noise, images, self.noise, self.noise_std)
         return self._cut_holes(holes, images, self.strong_holes, self.strong_hole_count)
+
+    def _cut_holes(
+        self, rng: np.random.Generator, images: Tensor, probability: float, count: tuple[int, int]
+    ) -> Tensor:
+        size = self.hole_sizes[images.ndim - 2]
+        return intensity.cut_holes(rng, images, probability, count, size, self.hole_value)
 
     def _move(
         self,
@@ -216,123 +275,20 @@ class Augmenter:
         unlabelled: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All images in 0..1, moved, labelled ones first; the mask, moved alike; means of the images before (N,)."""
-        count, side = len(labelled), labelled.shape[-1]
-        assert labelled.shape[-2:] == mask.shape[-2:] == unlabelled.shape[-2:] == (side, side)
-        assert labelled.dtype == mask.dtype == unlabelled.dtype == torch.uint8
-        pixels = torch.cat([labelled, unlabelled])  # (N, C, S, S), N = L + U
+        count, shape = len(labelled), labelled.shape[2:]
+        assert shape == mask.shape[1:] == unlabelled.shape[2:] and len(shape) in (2, 3)
+        assert labelled.dtype == unlabelled.dtype and labelled.dtype in WHITE and mask.dtype == torch.uint8
+        levels = torch.cat([labelled, unlabelled])  # (N, C, *S), N = L + U
         # Integer sums: the same to the last bit whatever the number of threads.
-        size = 255 * pixels.shape[1] * side * side
-        means = pixels.sum(dim=(1, 2, 3), dtype=torch.int64).double().div(size).float()  # (N,)
-        images = pixels.float() / 255
-        grid = self._grid(geometry, elastic, count, len(pixels) - count, side, pixels.device)
+        white = WHITE[levels.dtype] * math.prod(levels.shape[1:])
+        means = levels.flatten(1).sum(dim=1, dtype=torch.int64).double().div(white).float()  # (N,)
+        images = to_unit(levels)
+        counts = count, len(levels) - count
+        grid = self.geometry.grid(geometry, elastic, counts, shape, levels.device)
         if grid is not None:
-            images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-            ids = mask[:, None].float()
-            moved = F.grid_sample(ids, grid[:count], mode="nearest", padding_mode="reflection", align_corners=False)
-            mask = moved[:, 0]
-        return images.clamp_(0, 1), mask.long(), means
-
-    def _grid(
-        self,
-        rng: np.random.Generator,
-        elastic_rng: np.random.Generator,
-        num_labelled: int,
-        num_unlabelled: int,
-        side: int,
-        device: torch.device,
-    ) -> Tensor | None:
-        """Where each output pixel is read from, (N, S, S, 2) as ``grid_sample`` wants it; None when nothing moves."""
-        count = num_labelled + num_unlabelled
-        draws = rng.random((count, 7))
-        flip_x = np.where(draws[:, 0] < self.horizontal_flip, -1.0, 1.0)
-        flip_y = np.where(draws[:, 1] < self.vertical_flip, -1.0, 1.0)
-        affine = draws[:, 2] < self.affine
-        angle, zoom, move_x, move_y = (2 * draws[:, 3:].T - 1) * affine
-        angle, zoom = np.deg2rad(angle * self.rotate), 1 + zoom * self.scale
-        # A square image of width 2 around 0: rotations need no correction for the aspect, lengths count twice.
-        cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
-        theta = np.stack(
-            [flip_x * cos, -flip_x * sin, 2 * move_x * self.shift, flip_y * sin, flip_y * cos, 2 * move_y * self.shift],
-            axis=1,
-        )
-        probability = np.repeat([self.labelled_elastic, self.elastic], [num_labelled, num_unlabelled])
-        bent = elastic_rng.random(count) < probability
-        nodes = elastic_rng.uniform(-1, 1, (count, 2, self.elastic_cells + 1, self.elastic_cells + 1))
-        nodes *= 2 * self.elastic_shift * bent[:, None, None, None]
-        if not (bent.any() or affine.any() or (flip_x < 0).any() or (flip_y < 0).any()):
-            return None  # sampling at the pixel centres would still round
-
-        centres = (torch.arange(side, device=device) * 2 + 1) / side - 1
-        x, y = centres.view(1, 1, side), centres.view(1, side, 1)
-        if bent.any():
-            # Smooth noise from a few control points: the usual Gaussian filter over a full-size field costs far more.
-            size = (side, side)
-            bend = F.interpolate(_to(nodes, device), size, mode="bicubic", align_corners=True)  # (N, 2, S, S)
-            x, y = x + bend[:, 0], y + bend[:, 1]
-        a, b, c, d, e, f = _to(theta, device)[:, :, None, None].unbind(1)  # each (N, 1, 1)
-        return torch.stack([a * x + b * y + c, d * x + e * y + f], dim=-1)
-
-    def _relight(
-        self,
-        rng: np.random.Generator,
-        images: Tensor,
-        means: Tensor,
-        probability: float,
-        amounts: tuple[float, ...],
-    ) -> Tensor:
-        """Brightness, contrast around ``means`` (N,), gamma; a new tensor."""
-        draws = rng.random((len(images), 4))
-        chosen = draws[:, 0] < probability
-        brightness, contrast, gamma = ((2 * draws[:, 1:] - 1) * chosen[:, None] * np.array(amounts)).T
-        offset, gain, exponent = _to(np.stack([brightness, 1 + contrast, 1 + gamma]), images.device)
-        offset = offset + means * (1 - gain)  # exactly 0 where the light stays
-        images = self._enhance.adjust_contrast(images, gain, clip_output=False)
-        images = self._enhance.adjust_brightness(images, offset)
-        return self._enhance.adjust_gamma(images, exponent) if gamma.any() else images
-
-    def _cut_holes(
-        self, rng: np.random.Generator, images: Tensor, probability: float, count: tuple[int, int]
-    ) -> Tensor:
-        number, side = len(images), images.shape[-1]
-        cut = rng.random(number) < probability
-        holes = rng.integers(count[0], count[1], (number, 1), endpoint=True)
-        draws = rng.random((4, number, count[1]))
-        if not cut.any():
-            return images
-        smallest, largest = self.hole_size
-        lengths = np.maximum(np.rint((smallest + (largest - smallest) * draws[:2]) * side), 1)
-        starts = np.floor(draws[2:] * (side - lengths + 1))
-        lengths *= (np.arange(count[1]) < holes) & cut[:, None]  # what is not wanted has no length
-        # One transfer: (2 axes, 2 ends, N, holes, 1), axis 0 down, 1 across.
-        (top, bottom), (left, right) = _to(np.stack([starts, starts + lengths], axis=1), images.device)[..., None]
-        place = torch.arange(side, device=images.device)
-        rows, columns = (place >= top) & (place < bottom), (place >= left) & (place < right)  # (N, holes, S)
-        covered = torch.bmm(rows.float().transpose(1, 2), columns.float()) > 0  # (N, S, S)
-        return images.masked_fill(covered[:, None], self.hole_value)
-
-    def _blur(self, rng: np.random.Generator, images: Tensor) -> Tensor:
-        number, side = len(images), images.shape[-1]
-        chosen = np.flatnonzero(rng.random(number) < self.blur)
-        sigma = rng.uniform(*self.blur_sigma, number) * side
-        if not len(chosen):
-            return images
-        reach = min(math.ceil(3 * self.blur_sigma[1] * side), side - 1)
-        index = torch.from_numpy(chosen).to(images.device)
-        sigmas = _to(sigma[chosen], images.device)[:, None].expand(-1, 2)
-        blurred = self._gaussian_blur(images[index], 2 * reach + 1, sigmas, border_type="reflect")
-        return images.index_copy(0, index, blurred.clamp(0, 1))
-
-    def _add_noise(self, rng: np.random.Generator, images: Tensor) -> Tensor:
-        chosen = np.flatnonzero(rng.random(len(images)) < self.noise)
-        if not len(chosen):
-            return images
-        noise = rng.standard_normal((len(chosen), *images.shape[1:]), dtype=np.float32)
-        index = torch.from_numpy(chosen).to(images.device)
-        return images.index_add(0, index, _to(noise, images.device), alpha=self.noise_std).clamp_(0, 1)
-
-
-def _to(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, torch.float32)
+            images, mask = move(images, mask, grid)
+        mask = mask.long()
+        return images.clamp_(0, 1), mask.masked_fill_(mask == UNKNOWN, IGNORE), means
 
 
 def _number(name: str, value: float, low: float, high: float) -> float:
@@ -348,6 +304,13 @@ def _pair(name: str, value: Sequence[float], low: float, high: float) -> tuple[f
             f"augment: {name} is {value}, allowed are (smallest, largest), {low:g} <= smallest <= largest <= {high:g}"
         )
     return pair
+
+
+def _angles(name: str, value: Sequence[float]) -> tuple[float, float]:
+    angles = tuple(value)
+    if len(angles) != 2 or not all(0 <= angle <= 180 for angle in angles):
+        raise ConfigError(f"augment: {name} is {value}, allowed are two angles of 0 to 180 degrees, or null")
+    return angles
 
 
 def _counts(name: str, value: Sequence[int]) -> tuple[int, int]:

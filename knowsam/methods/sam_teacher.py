@@ -60,7 +60,7 @@ class SkdOptions:
 
 
 class Guide(Protocol):
-    """What a teacher asks of SAM besides its forward, as ``models.sam.SamGuide`` and ``SliceWise`` have it."""
+    """What a teacher asks of SAM besides its forward, as ``models.sam.SamGuide`` and ``SliceWiseGuide`` have it."""
 
     def encode(self, images: Tensor) -> "Embedding":
         """Images (B, C, *S) in 0..1 -> what ``decode`` takes; may be cut and joined by images."""

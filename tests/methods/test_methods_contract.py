@@ -14,7 +14,7 @@ from knowsam.methods.contract import check_output
 from knowsam.methods.ema import EmaTeacher
 from knowsam.methods.with_skd import WithSKD
 from knowsam.models.fusion import FusionHead
-from knowsam.models.sam import SliceWise, build_sam_guide
+from knowsam.models.sam import SliceWiseGuide, build_sam_guide
 from knowsam.models.students import Students
 from knowsam.models.unet import UNet
 
@@ -243,7 +243,7 @@ def test_volumes_with_real_networks(name, skd):
     """3-D U-Net, V-Net and fusion head, and SAM slice by slice."""
     torch.manual_seed(0)
     students = {"unet": UNet(3, spatial_dims=3, channels=(4, 8), dropout=(0.0, 0.1)), "vnet": net(3, dims=3)}
-    guide = SliceWise(real_guide(3))
+    guide = SliceWiseGuide(real_guide(3))
     offered = {
         "students": Students(students, FusionHead(3, spatial_dims=3)),
         "sam_guide": guide,

@@ -8,7 +8,7 @@ from knowsam.models.sam.parameters import load_trained, trained_state
 from knowsam.models.sam.prompt_generator import PromptGenerator
 from knowsam.models.sam.prompts import Prompts, SamPromptEncoder
 from knowsam.models.sam.sam import Decoded, Embedding, Sam, freeze_unreached, rgb
-from knowsam.models.sam.slices import SliceWise
+from knowsam.models.sam.slicewise import SliceWiseGuide
 from knowsam.models.sam.weights import LoadReport, load_official
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "SamMaskDecoder",
     "SamPromptEncoder",
     "SamTwoWayTransformer",
-    "SliceWise",
+    "SliceWiseGuide",
     "build_sam",
     "build_sam_guide",
     "freeze_unreached",
