@@ -142,12 +142,12 @@ class Clicked(NamedTuple):
     Attributes:
         points: int64 (N, d).
         labels: int64 (N,), 1 or 0.
-        dice: float64 (N,), in 0..1, after each click, without ignored pixels.
+        dice_after: float64 (N,), in 0..1, after each click, without ignored pixels.
     """
 
     points: Ints
     labels: Ints
-    dice: NDArray[np.float64]
+    dice_after: NDArray[np.float64]
 
 
 class ForSam(NamedTuple):

@@ -360,20 +360,20 @@ def test_clicks_bring_a_perfect_oracle_to_the_target(dims, how):
     mask = (drawn_mask(dims, classes=2) != 0).astype(np.uint8)
     mask[drawn_mask(dims, classes=2) == IGNORE_ID] = IGNORE_ID
     clicked = simulate_clicks(Oracle(mask), mask, clicks=300, how=how, seed=1)
-    assert clicked.dice[-1] == 1 and len(clicked.dice) == len(clicked.points) == len(clicked.labels) < 300
-    assert (clicked.dice[:-1] < 1).all(), "it ends with the first perfect prediction"
+    assert clicked.dice_after[-1] == 1 and len(clicked.dice_after) == len(clicked.points) == len(clicked.labels) < 300
+    assert (clicked.dice_after[:-1] < 1).all(), "it ends with the first perfect prediction"
     assert clicked.points.shape[1] == dims and not any(at(mask, p) == IGNORE_ID for p in clicked.points)
     assert len({tuple(p) for p in clicked.points.tolist()}) == len(clicked.points)
     few = simulate_clicks(Oracle(mask), mask, clicks=2, how=how, seed=1)
-    assert len(few.dice) == 2 and np.array_equal(few.points, clicked.points[:2])
+    assert len(few.dice_after) == 2 and np.array_equal(few.points, clicked.points[:2])
 
 
 def test_a_model_that_never_listens_is_asked_so_many_times():
     target = np.zeros((9, 9), bool)
     target[2:6, 2:6] = True
     clicked = simulate_clicks(lambda points, labels: np.zeros((9, 9), bool), target, clicks=5)
-    assert clicked.dice.tolist() == [0.0] * 5 and len({tuple(p) for p in clicked.points.tolist()}) == 5
-    assert len(simulate_clicks(lambda p, n: ~target, np.zeros((9, 9), bool)).dice) == 0
+    assert clicked.dice_after.tolist() == [0.0] * 5 and len({tuple(p) for p in clicked.points.tolist()}) == 5
+    assert len(simulate_clicks(lambda p, n: ~target, np.zeros((9, 9), bool)).dice_after) == 0
 
 
 # ---------------------------------------------------------------- for SAM
