@@ -14,7 +14,14 @@ from torch import Tensor
 Pick = Literal["most_uncertain", "least_uncertain"]
 
 
-def select_cells(uncertainty: Tensor, *, grid: int = 4, cells: int = 5, pick: Pick = "most_uncertain") -> Tensor:
+def select_cells(
+    uncertainty: Tensor,
+    *,
+    grid: int = 4,
+    cells: int = 5,
+    pick: Pick = "most_uncertain",
+    valid: Tensor | None = None,
+) -> Tensor:
     """Choose grid cells of every image by their mean uncertainty.
 
     Args:
@@ -22,6 +29,7 @@ def select_cells(uncertainty: Tensor, *, grid: int = 4, cells: int = 5, pick: Pi
         grid: cells per side.
         cells: how many to choose per image, 0..grid^2, or 0..grid^3 of a volume.
         pick: ``most_uncertain`` or ``least_uncertain`` (the published code's choice).
+        valid: bool (B, *S), pixels whose uncertainty counts; all if None. A cell without any is chosen last.
     Returns:
         bool (B, grid, grid) or (B, grid, grid, grid), exactly ``cells`` True per image.
     Raises:
@@ -38,7 +46,17 @@ def select_cells(uncertainty: Tensor, *, grid: int = 4, cells: int = 5, pick: Pi
     if not 0 <= cells <= grid**dims:
         raise ValueError(f"cells must be in 0..{grid**dims} for a {' x '.join([str(grid)] * dims)} grid, got {cells}")
     pool = F.adaptive_avg_pool2d if dims == 2 else F.adaptive_avg_pool3d
-    score = pool(uncertainty.float().unsqueeze(1), grid).flatten(1)  # (B, grid^dims)
+    if valid is None:
+        score = pool(uncertainty.float().unsqueeze(1), grid).flatten(1)  # (B, grid^dims)
+    else:
+        if valid.shape != uncertainty.shape or valid.dtype != torch.bool:
+            raise ValueError(
+                f"valid must be bool (B, *S) = {tuple(uncertainty.shape)}, got {valid.dtype} {tuple(valid.shape)}"
+            )
+        share = pool(valid.float().unsqueeze(1), grid).flatten(1)
+        score = pool(uncertainty.float().masked_fill(~valid, 0).unsqueeze(1), grid).flatten(1)
+        last = -torch.inf if pick == "most_uncertain" else torch.inf
+        score = torch.where(share > 0, score / share, last)
     chosen = score.topk(cells, dim=1, largest=pick == "most_uncertain").indices
     selected = torch.zeros_like(score, dtype=torch.bool).scatter_(1, chosen, True)
     return selected.view(-1, *(grid,) * dims)

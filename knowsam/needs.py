@@ -23,6 +23,8 @@ class Needs:
         sam: ``guide``: SAM with the prompt generator, one mask a class; ``promptable``: SAM that takes points, boxes
             and masks; None: no SAM.
         spatial_dims: what it works on, 2 for images, 3 for volumes.
+        partial_labels: its supervised terms look at ``Batch.valid_classes``, as ``supervised_loss`` does; one that does
+            not would teach unlabelled classes as background, and is refused where a source labels some classes only.
     """
 
     students: int = 0
@@ -35,6 +37,7 @@ class Needs:
     auxiliary: bool = False
     sam: Literal["guide", "promptable"] | None = None
     spatial_dims: tuple[int, ...] = (2, 3)
+    partial_labels: bool = False
 
     def __post_init__(self) -> None:
         if self.students < 0 or self.strong_views < 0:

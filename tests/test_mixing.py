@@ -1,5 +1,6 @@
 """Uncertainty-guided cell swaps, CutMix boxes and copy-paste boxes, in 2-D and 3-D."""
 
+import itertools
 import math
 
 import pytest
@@ -259,3 +260,34 @@ def test_refused_shapes_and_shares(make, text):
 def test_refusals(settings, text):
     with pytest.raises(ValueError, match=text):
         select_cells(torch.rand(1, 8, 8), **settings)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_cells_are_chosen_by_their_valid_pixels(dims):
+    generator = torch.Generator().manual_seed(0)
+    uncertainty = torch.rand(3, *(8,) * dims, generator=generator)
+    valid = torch.rand(uncertainty.shape, generator=generator) > 0.4
+    for pick in ("most_uncertain", "least_uncertain"):
+        everywhere = select_cells(uncertainty, grid=2, cells=2, pick=pick, valid=torch.ones_like(valid))
+        assert torch.equal(everywhere, select_cells(uncertainty, grid=2, cells=2, pick=pick))
+        chosen = select_cells(uncertainty, grid=2, cells=2, pick=pick, valid=valid)
+        noise = torch.where(valid, uncertainty, 99 * torch.rand(uncertainty.shape, generator=generator))
+        assert torch.equal(select_cells(noise, grid=2, cells=2, pick=pick, valid=valid), chosen)
+        for image in range(3):  # by a loop over cells
+            means = {}
+            for cell in itertools.product((0, 1), repeat=dims):
+                part = tuple(slice(4 * c, 4 * c + 4) for c in cell)
+                means[cell] = uncertainty[image][part][valid[image][part]].mean().item()
+            best = sorted(means, key=means.get, reverse=pick == "most_uncertain")[:2]
+            assert sorted(map(tuple, chosen[image].nonzero().tolist())) == sorted(best)
+
+
+@pytest.mark.parametrize("pick", ["most_uncertain", "least_uncertain"])
+def test_a_cell_without_valid_pixels_is_chosen_last(pick):
+    uncertainty, valid = torch.rand(1, 8, 8), torch.ones(1, 8, 8, dtype=torch.bool)
+    valid[:, :4, :4] = False
+    assert not select_cells(uncertainty, grid=2, cells=3, pick=pick, valid=valid)[0, 0, 0]
+    assert select_cells(uncertainty, grid=2, cells=4, pick=pick, valid=valid).all()
+    assert select_cells(uncertainty, grid=2, cells=1, pick=pick, valid=torch.zeros_like(valid)).sum() == 1
+    with pytest.raises(ValueError, match=r"valid must be bool \(B, \*S\) = \(1, 8, 8\), got torch.float32"):
+        select_cells(uncertainty, grid=2, cells=1, pick=pick, valid=valid.float())

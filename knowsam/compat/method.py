@@ -19,8 +19,8 @@ from knowsam.methods.knowsam import Formulas, Loss
 def swapped(loss: Loss) -> Loss:
     """The loss with prediction and target exchanged: a constant, as the other student's logits are no one's to move."""
 
-    def exchanged(logits: Tensor, other_logits: Tensor) -> Tensor:
-        return loss(other_logits.detach(), logits)
+    def exchanged(logits: Tensor, other_logits: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        return loss(other_logits.detach(), logits, valid=valid)
 
     return exchanged
 

@@ -41,11 +41,13 @@ class Joined:
         images: (L + U, C, *S).
         count: L.
         mask: (L, *S) class ids of the labelled ones.
+        valid_classes: as in :class:`Batch`.
     """
 
     images: Tensor
     count: int
     mask: Tensor
+    valid_classes: Tensor | None = None
 
     def labelled(self, x: Tensor) -> Tensor:
         """The rows (L, ...) of the labelled images in anything with one row an image."""
@@ -70,6 +72,8 @@ class Batch:
         ids: of the rows.
         plain: (L, C, *S), ``labelled`` without holes and without a change of light; None if not asked for.
         second: another batch of L labelled images, drawn apart; None if not asked for.
+        valid_classes: bool (L, K), which classes each image's source labels: background in ``mask`` is background or
+            one of the others. None where every source labels all.
         round: which update from this batch this is, from 0; above 0 only where a method makes several.
         carried: what the update before handed on (``StepOutput.carry``); None in the first.
     """
@@ -81,6 +85,7 @@ class Batch:
     ids: Ids = field(default_factory=Ids)
     plain: Tensor | None = None
     second: Labelled | None = None
+    valid_classes: Tensor | None = None
     round: int = 0
     carried: Any = None
 
@@ -92,7 +97,7 @@ class Batch:
             labelled: (L, C, *S) in the place of ``batch.labelled``, such as ``batch.plain``.
         """
         first = self.labelled if labelled is None else labelled
-        return Joined(torch.cat([first, unlabelled]), len(first), self.mask)
+        return Joined(torch.cat([first, unlabelled]), len(first), self.mask, self.valid_classes)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -103,5 +108,6 @@ class Batch:
             weak=self.weak.to(device, non_blocking=True),
             strong=tuple(view.to(device, non_blocking=True) for view in self.strong),
             plain=None if self.plain is None else self.plain.to(device, non_blocking=True),
+            valid_classes=None if self.valid_classes is None else self.valid_classes.to(device, non_blocking=True),
             second=None if self.second is None else Labelled(*(x.to(device, non_blocking=True) for x in self.second)),
         )

@@ -109,9 +109,9 @@ def draw_step(batch: Batch, out: StepOutput, *, class_names: Sequence[str], head
         for i in range(min(2 * ROWS, len(prediction.images))):
             image, truth = _pixels(prediction.images[i]), None
             if i < len(prediction.mask):
-                known = None if prediction.valid is None else prediction.valid[i]
-                label = prediction.mask[i] if known is None else torch.where(known, prediction.mask[i], -1)
-                truth = _ids(label)
+                known = prediction.mask[i] != IGNORE
+                known = known if prediction.valid is None else known & prediction.valid[i]
+                truth = _ids(torch.where(known, prediction.mask[i], -1))
                 panels.append(Panel("label", image, truth))
             panels.append(Panel(name, image, _argmax(prediction.logits[i])))
         if panels:

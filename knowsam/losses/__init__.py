@@ -6,6 +6,7 @@ Shapes are checked: logits are (B, K, *S), *S one of (H, W) and (D, H, W); masks
 from knowsam.losses.consistency import consistency_loss, mse_consistency_loss, pseudo_label_loss, sharpen
 from knowsam.losses.distillation import kl_loss, sam_distillation_loss
 from knowsam.losses.entropy import entropy_loss, entropy_map
+from knowsam.losses.partial import marginal_log_probs, partial_segmentation_loss
 from knowsam.losses.pixels import IGNORE, average, check_shapes
 from knowsam.losses.supervised import cross_entropy_loss, segmentation_loss, soft_dice_loss
 
@@ -18,7 +19,9 @@ __all__ = [
     "entropy_loss",
     "entropy_map",
     "kl_loss",
+    "marginal_log_probs",
     "mse_consistency_loss",
+    "partial_segmentation_loss",
     "pseudo_label_loss",
     "sam_distillation_loss",
     "segmentation_loss",

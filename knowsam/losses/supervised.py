@@ -52,16 +52,30 @@ def soft_dice_loss(logits: Tensor, mask: Tensor, *, valid: Tensor | None = None,
     """
     check_shapes(logits, mask=mask, valid=valid)
     counts = mask != IGNORE if valid is None else valid & (mask != IGNORE)  # (B, *S)
+    ids = mask.long().masked_fill(mask == IGNORE, 0)
+    return dice_by_class(logits.float().softmax(1), ids, counts, smooth).mean()
+
+
+def dice_by_class(probs: Tensor, ids: Tensor, counts: Tensor, smooth: float = 1e-10) -> Tensor:
+    """One minus soft Dice of every class over the whole batch, as :func:`soft_dice_loss` averages them.
+
+    Args:
+        probs: (B, K, *S) float32.
+        ids: int64 (B, *S) class ids in 0..K-1, also where they do not count.
+        counts: bool (B, *S), pixels that count.
+        smooth: defines 0/0 as a Dice of 1.
+    Returns:
+        (K,).
+    """
     keep = counts.to(torch.float32)
     # 1 at the class of every pixel that counts; the classes lie last in memory, as those of channels-last logits do.
-    target = keep.new_zeros(*mask.shape, logits.shape[1])
-    ids = mask.long().masked_fill(mask == IGNORE, 0)
+    target = keep.new_zeros(*ids.shape, probs.shape[1])
     target = target.scatter_(-1, ids.unsqueeze(-1), keep.unsqueeze(-1)).movedim(-1, 1)  # (B, K, *S)
-    probs = logits.float().softmax(1) * keep.unsqueeze(1)
+    probs = probs * keep.unsqueeze(1)
     over = (0, *range(2, probs.ndim))
     intersection = (probs * target).sum(over)  # (K,)
     denominator = probs.square().sum(over) + target.square().sum(over)
-    return (1.0 - (2.0 * intersection + smooth) / (denominator + smooth)).mean()
+    return 1.0 - (2.0 * intersection + smooth) / (denominator + smooth)
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor, *, valid: Tensor | None = None) -> Tensor:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from knowsam.data.batch import Batch, Joined
-from knowsam.losses import segmentation_loss
+from knowsam.losses import IGNORE, partial_segmentation_loss
 from knowsam.methods.ema import EmaTeacher
 from knowsam.models.students import Students
 from knowsam.needs import Needs
@@ -304,9 +305,10 @@ class StudentMethod(SSLMethod):
             logits: (L + U, K, *S) by output, of ``students(joined.images)``.
             monitors, views: as in ``StepOutput``.
         """
+        certain = certain_pixels(joined)
         return StepOutput(
             losses,
-            {name: Prediction(joined.images, x, joined.mask) for name, x in logits.items()},
+            {name: Prediction(joined.images, x, joined.mask, certain) for name, x in logits.items()},
             {name: Taught(logits[name]) for name in self.students.names},
             logits[self.students.deployed].detach(),
             monitors or {},
@@ -314,22 +316,74 @@ class StudentMethod(SSLMethod):
         )
 
 
+def supervised_loss(logits: Tensor, labels: Batch | Joined, *, valid: Tensor | None = None) -> Tensor:
+    """Cross-entropy + Dice of a step's labelled images: pixels of id ``IGNORE`` and unlabelled classes teach nothing.
+
+    Args:
+        logits: (B, K, *S), the L labelled images first.
+        labels: the batch, or what it was joined to; its mask (L, *S) and ``valid_classes``.
+        valid: bool (L, *S), pixels that count; all but the ignored if None.
+    Returns:
+        Scalar; 0 where no pixel counts.
+    """
+    return partial_segmentation_loss(logits[: len(labels.mask)], labels.mask, labels.valid_classes, valid=valid)
+
+
 def supervised_losses(
-    students: Students, logits: Mapping[str, Tensor], mask: Tensor, *, valid: Tensor | None = None
+    students: Students, logits: Mapping[str, Tensor], labels: Batch | Joined | Tensor, *, valid: Tensor | None = None
 ) -> dict[str, Tensor]:
     """``seg_<name>`` on the first L images of every output: students share weight 1, a fusion head has weight 1.
 
     Args:
         students: whose logits these are.
         logits: (B, K, *S) by output name, labelled images first.
-        mask: (L, *S) class ids.
-        valid: bool (L, *S), where the mask is true; everywhere if None.
+        labels: the batch, or what it was joined to; or a mask (L, *S) that labels every class.
+        valid: bool (L, *S), where the mask is true; everywhere but at ignored pixels if None.
     """
     share = 1.0 / len(students.names)
+    mask, classes = (labels, None) if isinstance(labels, Tensor) else (labels.mask, labels.valid_classes)
     return {
-        f"seg_{name}": (share if name in students.names else 1.0) * segmentation_loss(x[: len(mask)], mask, valid=valid)
+        f"seg_{name}": (share if name in students.names else 1.0)
+        * partial_segmentation_loss(x[: len(mask)], mask, classes, valid=valid)
         for name, x in logits.items()
     }
+
+
+def known_pixels(joined: Joined) -> Tensor:
+    """Where a step's images are to teach anything: False at the labelled images' ignored pixels.
+
+    Args:
+        joined: labelled images, then unlabelled ones, of which every pixel counts.
+    Returns:
+        bool (L + U, *S), the ``valid`` of agreement, entropy and distillation losses on these images.
+    """
+    images = joined.images
+    rest = torch.ones(len(images) - joined.count, *images.shape[2:], dtype=torch.bool, device=images.device)
+    return torch.cat([joined.mask != IGNORE, rest])
+
+
+def classes_by_pixel(joined: Joined) -> Tensor | None:
+    """``valid_classes`` of every pixel, for images that are mixed: bool (L + U, K, *S), True for unlabelled images.
+
+    None where every source labels all classes.
+    """
+    if joined.valid_classes is None:
+        return None
+    (count, classes), size = joined.valid_classes.shape, joined.images.shape[2:]
+    labelled = joined.valid_classes.view(count, classes, *(1,) * len(size)).expand(-1, -1, *size)
+    return torch.cat([labelled, labelled.new_ones(len(joined.images) - count, classes, *size)])
+
+
+def certain_pixels(labels: Batch | Joined) -> Tensor | None:
+    """Where a mask says one class: not at the background of a source that labels some classes only.
+
+    Returns:
+        bool (L, *S), ``Prediction.valid``; None where every source labels all classes.
+    """
+    if labels.valid_classes is None:
+        return None
+    whole = labels.valid_classes[:, 1:].all(1)
+    return (labels.mask > 0) | whole.view(-1, *(1,) * (labels.mask.ndim - 1))
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:

@@ -65,6 +65,14 @@ def check_output(method: SSLMethod, out: Any, batch: Batch) -> None:
         ContractError: no StepOutput, a term that is no scalar tensor or has no gradient, shapes that do not fit.
     """
     title = _title(method)
+    own = getattr(method, "method", method)  # SKD around it looks at them itself
+    if batch.valid_classes is not None and not own.needs.partial_labels:
+        raise ContractError(
+            f"{title} takes every mask for complete, but a source of this experiment labels some classes only: it "
+            "would learn the others as background",
+            hint="Take supervised_loss(logits, batch) or supervised_losses(students, logits, batch) for every term of "
+            "a mask, and say so: needs = Needs(..., partial_labels=True).",
+        )
     if not isinstance(out, StepOutput):
         raise ContractError(f"{title}.forward returned {_kind(out)}; wanted is a StepOutput", hint=DOCS)
     if not isinstance(out.losses, Mapping) or not out.losses:

@@ -8,16 +8,33 @@ import torch
 from torch import Tensor, nn
 
 from knowsam.data.batch import Batch, Joined
-from knowsam.losses import consistency_loss, entropy_loss, entropy_map, sam_distillation_loss, segmentation_loss
-from knowsam.methods.base import Mix, StepOutput, StudentMethod, Taught, Views, check_range
+from knowsam.losses import (
+    IGNORE,
+    consistency_loss,
+    entropy_loss,
+    entropy_map,
+    partial_segmentation_loss,
+    sam_distillation_loss,
+    segmentation_loss,
+)
+from knowsam.methods.base import (
+    Mix,
+    StepOutput,
+    StudentMethod,
+    Taught,
+    Views,
+    check_range,
+    classes_by_pixel,
+    supervised_loss,
+)
 from knowsam.methods.sam_teacher import SamOutput, SamTeacher, SkdOptions
 from knowsam.mixing import cells_to_mask, paste, select_cells
 from knowsam.models.students import Students
 from knowsam.needs import Needs
 from knowsam.schedules import sigmoid_rampup
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (B, K, *S) that learn, logits of the same shape that they learn from -> scalar."""
+Loss = Callable[..., Tensor]
+"""Logits (B, K, *S) that learn, logits of the same shape that they learn from, ``valid`` (B, *S) -> scalar."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +44,7 @@ class Formulas:
     Attributes:
         consistency: the first and the second student's, from its own logits and the other's.
         distillation: student's and SAM's logits, ``temperature``, ``valid`` -> scalar.
-        entropy: logits -> scalar, the students' entropy term.
+        entropy: logits, ``valid`` -> scalar, the students' entropy term.
         uncertainty: fused logits -> (B, *S), by which cells are chosen for mixing.
         consistency_rampup: step and length of the ramp, in steps -> factor of the consistency.
         second_is_constant: whether the second student's consistency has no gradient.
@@ -35,7 +52,7 @@ class Formulas:
 
     consistency: tuple[Loss, Loss] = (consistency_loss, consistency_loss)
     distillation: Callable[..., Tensor] = sam_distillation_loss
-    entropy: Callable[[Tensor], Tensor] = entropy_loss
+    entropy: Callable[..., Tensor] = entropy_loss
     uncertainty: Callable[[Tensor], Tensor] = entropy_map
     consistency_rampup: Callable[[float, float], float] = sigmoid_rampup
     second_is_constant: bool = False
@@ -89,9 +106,9 @@ class Mixing:
         check_range(0, float("inf"), weight=self.weight, rampup=self.rampup)
         self.select(torch.zeros(1, self.grid, self.grid))  # refused here rather than thousands of steps later
 
-    def select(self, uncertainty: Tensor) -> Tensor:
-        """The cells of each image by its uncertainty (B, *S): bool (B, grid, ...)."""
-        return select_cells(uncertainty, grid=self.grid, cells=self.cells, pick=self.pick)
+    def select(self, uncertainty: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The cells of each image by its uncertainty (B, *S) where it is ``valid``: bool (B, grid, ...)."""
+        return select_cells(uncertainty, grid=self.grid, cells=self.cells, pick=self.pick, valid=valid)
 
 
 class KnowSAM(StudentMethod):
@@ -114,7 +131,7 @@ class KnowSAM(StudentMethod):
         arXiv:2412.13742, in the corrected form that docs/fidelity.md lists.
     """
 
-    needs = Needs(students=2, fusion=True, sam="guide", strong_views=1)
+    needs = Needs(students=2, fusion=True, sam="guide", strong_views=1, partial_labels=True)
     default_students: ClassVar[Mapping[str, Any]] = {"unet": {"name": "unet"}, "vnet": {"name": "vnet"}}
     default_fusion: ClassVar[Mapping[str, Any] | None] = {"name": "ham"}
     published_rows = True
@@ -156,17 +173,17 @@ class KnowSAM(StudentMethod):
 
         losses = {
             "sam": said.loss,
-            "seg_fusion": segmentation_loss(joined.labelled(logits["fusion"]), batch.mask),
+            "seg_fusion": supervised_loss(logits["fusion"], batch),
         }
         taught = {name: Taught(logits[name]) for name in self.students.names}
         for lesson, (name, other, agree) in zip(teacher.lessons(said, taught, step), self._pairs(), strict=True):
             x = logits[name]
-            losses[f"seg_{name}"] = 0.5 * segmentation_loss(joined.labelled(x), batch.mask)
+            losses[f"seg_{name}"] = 0.5 * supervised_loss(x, batch)
             losses[f"skd_{name}"] = lesson.weight * self.formulas.distillation(
                 x, lesson.target, temperature=teacher.options.temperature, valid=lesson.valid
             )
-            losses[f"entropy_{name}"] = 0.5 * self.entropy_weight * self.formulas.entropy(x)
-            losses[f"consistency_{name}"] = 0.5 * consistency * agree(x, logits[other])
+            losses[f"entropy_{name}"] = 0.5 * self.entropy_weight * self.formulas.entropy(x, valid=said.known)
+            losses[f"consistency_{name}"] = 0.5 * consistency * agree(x, logits[other], valid=said.known)
 
         views = Views({"sam": said.prediction})
         if self.mix is not None and step > self.mix_from_step:
@@ -195,29 +212,31 @@ class KnowSAM(StudentMethod):
     ) -> tuple[Mapping[str, Tensor], Mix]:
         """Losses of the students and the fusion head on images whose uncertain cells were exchanged; these images."""
         images, labelled, unlabelled = joined.images, joined.count, len(joined.images) - joined.count
-        # Image b of one half meets image b of the other; the shorter half is repeated.
-        partner = torch.cat(
-            [
-                labelled + torch.arange(labelled, device=images.device) % unlabelled,
-                torch.arange(unlabelled, device=images.device) % labelled,
-            ]
-        )
+        # Image b of one half meets image b of the other; the shorter half is repeated. One half alone meets nothing.
+        partner = torch.arange(len(images), device=images.device)
+        if labelled and unlabelled:
+            partner = torch.cat([labelled + partner[:labelled] % unlabelled, partner[:unlabelled] % labelled])
         label = torch.cat([joined.mask, joined.unlabelled(said.label)])  # truth where there is one, else SAM's argmax
         sure = torch.ones_like(label, dtype=torch.bool)
         sure[labelled:] = joined.unlabelled(said.confidence) >= mix.confidence_threshold
-        where = cells_to_mask(mix.select(uncertainty), images.shape[2:])
+        known, classes = said.known, classes_by_pixel(joined)
+        where = cells_to_mask(mix.select(uncertainty, known), images.shape[2:])
         mixed = paste(images, images[partner], where)
         mixed_label = paste(label, label[partner], where)
         sure = paste(sure, sure[partner], where)
+        known = paste(known, known[partner], where)
+        classes = None if classes is None else paste(classes, classes[partner], where)
 
         logits = self.students(mixed)
         fused_label = logits["fusion"].detach().argmax(1)
-        losses = {"mix_seg_fusion": segmentation_loss(logits["fusion"], mixed_label, valid=sure)}
+        losses = {"mix_seg_fusion": partial_segmentation_loss(logits["fusion"], mixed_label, classes, valid=sure)}
         for name, other, agree in self._pairs():
             x = logits[name]
-            losses[f"mix_seg_{name}"] = 0.5 * segmentation_loss(x, mixed_label, valid=sure)
-            losses[f"mix_entropy_{name}"] = 0.5 * self.entropy_weight * self.formulas.entropy(x)
+            losses[f"mix_seg_{name}"] = 0.5 * partial_segmentation_loss(x, mixed_label, classes, valid=sure)
+            losses[f"mix_entropy_{name}"] = 0.5 * self.entropy_weight * self.formulas.entropy(x, valid=known)
             losses[f"mix_consistency_{name}"] = (0.5 * weight) * (
-                agree(x, logits[other]) + segmentation_loss(x[labelled:], fused_label[labelled:])
+                agree(x, logits[other], valid=known)
+                + segmentation_loss(x[labelled:], fused_label[labelled:], valid=known[labelled:])
             )
-        return losses, Mix(mixed, mixed_label, where, sure, logits["fusion"].detach())
+        counted = sure & (mixed_label != IGNORE)
+        return losses, Mix(mixed, mixed_label, where, counted, logits["fusion"].detach())

@@ -30,7 +30,7 @@ class MeanTeacher(StudentMethod):
         arXiv:1703.01780.
     """
 
-    needs = Needs(unlabelled=True, strong_views=1)
+    needs = Needs(unlabelled=True, strong_views=1, partial_labels=True)
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class MeanTeacher(StudentMethod):
         logits = self.students(joined.images)
         with torch.no_grad():
             target = self.teacher(batch.weak)[self.students.deployed]  # (U, K, *S)
-        losses = supervised_losses(self.students, logits, batch.mask)
+        losses = supervised_losses(self.students, logits, batch)
         weight = self.consistency_weight * sigmoid_rampup(step, self.rampup_steps) / len(logits)
         for name, x in logits.items():
             losses[f"consistency_{name}"] = weight * self.consistency(joined.unlabelled(x), target)

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from knowsam.data.batch import Batch
 from knowsam.errors import ContractError
-from knowsam.losses import segmentation_loss
-from knowsam.methods.base import Prediction, Taught, check_range
+from knowsam.methods.base import Prediction, Taught, certain_pixels, check_range, known_pixels, supervised_loss
 from knowsam.methods.modes import evaluating, has_modes
 from knowsam.schedules import sigmoid_rampup
 
@@ -83,6 +82,7 @@ class SamOutput(NamedTuple):
         logits: (L + U, K, *S), without gradient.
         confidence: (L + U, *S), probability of its argmax.
         label: (L + U, *S), its argmax.
+        known: bool (L + U, *S), False at ignored pixels: nothing is taught there.
         prediction: the same for pictures, with the images that it saw.
     """
 
@@ -90,6 +90,7 @@ class SamOutput(NamedTuple):
     logits: Tensor
     confidence: Tensor
     label: Tensor
+    known: Tensor
     prediction: Prediction
 
 
@@ -137,13 +138,13 @@ class SamTeacher(nn.Module):
         else:
             learned, logits = self._ask_twice(images, prompt, labelled)
         confidence, label = logits.float().softmax(1).max(1)
-        loss = segmentation_loss(learned[:labelled], batch.mask)
-        return SamOutput(loss, logits, confidence, label, Prediction(images, logits, batch.mask))
+        prediction = Prediction(images, logits, batch.mask, certain_pixels(batch))
+        return SamOutput(supervised_loss(learned, batch), logits, confidence, label, known_pixels(joined), prediction)
 
     def _ask_twice(self, images: Tensor, prompt: Tensor, labelled: int) -> tuple[Tensor, Tensor]:
         """Logits (L, K, *S) that learn, and logits (L + U, K, *S) of eval mode; encoded once where that is the same."""
         guide, size = cast(Guide, self.guide), images.shape[2:]
-        if self.options.gradient == "labelled" and labelled < len(images):
+        if self.options.gradient == "labelled" and 0 < labelled < len(images):
             with torch.no_grad():
                 rest = guide.encode(images[labelled:])
             embedding = guide.encode(images[:labelled]).joined(rest)
@@ -159,7 +160,7 @@ class SamTeacher(nn.Module):
         return self.options.weight * sigmoid_rampup(step, self.rampup_steps)
 
     def lessons(self, said: SamOutput, taught: Mapping[str, Taught], step: int) -> Iterator[Lesson]:
-        """What each student is to be distilled from.
+        """What each student is to be distilled from; pixels that are ignored in a mask are left out.
 
         Raises:
             ContractError: SAM's logits do not fit a student's, as reported.
@@ -169,10 +170,14 @@ class SamTeacher(nn.Module):
         labelled = len(said.prediction.mask)
         rows = {"joined": slice(None), "labelled": slice(labelled), "unlabelled": slice(labelled, None)}
         for name, student in taught.items():
-            target, valid = said.logits[rows[student.view]], sure[rows[student.view]]
+            target, known = said.logits[rows[student.view]], said.known[rows[student.view]]
+            valid = sure[rows[student.view]] & known
             if student.transform is not None:
+                as_logits = known.unsqueeze(1).to(target.dtype).expand_as(target)
                 target = student.transform(target)
                 valid = target.float().softmax(1).amax(1) >= self.options.confidence_threshold
+                # An interpolation that reaches into an ignored pixel knows nothing either.
+                valid = valid & (student.transform(as_logits).amin(1) > 0.999)
             if student.valid is not None:
                 valid = valid & student.valid
             if target.shape != student.logits.shape:

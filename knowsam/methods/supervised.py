@@ -15,10 +15,10 @@ class Supervised(StudentMethod):
         students: the networks; trained as one optimizer group ``subnets``.
     """
 
-    needs = Needs(unlabelled=False)
+    needs = Needs(unlabelled=False, partial_labels=True)
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Losses ``seg_<student>`` and, with a fusion head, ``seg_fusion``."""
         joined = batch.join(batch.strong[0])
         logits = self.students(joined.images)  # (L + U, K, *S) each
-        return self.report(supervised_losses(self.students, logits, batch.mask), joined, logits)
+        return self.report(supervised_losses(self.students, logits, batch), joined, logits)

@@ -184,3 +184,22 @@ def test_uncertainty_and_pick_of_mixing():
 
 def test_no_rows_are_our_formulas():
     assert formulas(()) == Formulas()
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize(
+    "formula",
+    [
+        lambda x, y, valid: last_class_consistency_loss(x, y, valid=valid),
+        lambda x, y, valid: width_two_distillation_loss(x, y, valid=valid),
+        lambda x, y, valid: log_two_entropy_loss(x, valid=valid),
+    ],
+)
+def test_invalid_pixels_change_nothing(formula, num_classes):
+    x, y, noise = (logits(num_classes, seed) for seed in (0, 1, 2))
+    valid = torch.rand(x[:, 0].shape, generator=torch.Generator().manual_seed(3)) > 0.4
+    kept = [torch.where(valid[:, None], tensor, noise) for tensor in (x, y)]
+    torch.testing.assert_close(formula(*kept, valid), formula(x, y, valid))
+    assert not torch.allclose(formula(x, y, valid), formula(x, y, None))
+    torch.testing.assert_close(formula(x, y, torch.ones_like(valid)), formula(x, y, None))
+    assert formula(x, y, torch.zeros_like(valid)) == 0

@@ -14,6 +14,8 @@ RUN = (
     "writing_a_method.md",
     "methods_from_papers.md",
     "extending_sam.md",
+    "labels.md",
+    "prompts.md",
 )
 
 # Before a block: why no test of this folder runs it, or which other test does.

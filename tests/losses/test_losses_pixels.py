@@ -19,6 +19,14 @@ SUPERVISED = {
     "soft_dice": against_mask(losses.soft_dice_loss),
     "segmentation": against_mask(losses.segmentation_loss),
 }
+
+
+def partial(logits, other, **given):
+    """Two of three classes labelled."""
+    labelled = torch.tensor([k % 3 < 2 for k in range(logits.shape[1])], device=logits.device)
+    return losses.partial_segmentation_loss(logits, other.argmax(1), labelled.expand(logits.shape[:2]), **given)
+
+
 AGREEMENT = {
     "consistency": losses.consistency_loss,
     "mse": losses.mse_consistency_loss,
@@ -26,7 +34,12 @@ AGREEMENT = {
     "kl": losses.kl_loss,
     "sam_distillation": losses.sam_distillation_loss,
 }
-LOSSES = SUPERVISED | AGREEMENT | {"entropy": lambda logits, other, **given: losses.entropy_loss(logits, **given)}
+LOSSES = (
+    SUPERVISED
+    | {"partial_segmentation": partial}
+    | AGREEMENT
+    | {"entropy": lambda logits, other, **given: losses.entropy_loss(logits, **given)}
+)
 WEIGHTED = ["cross_entropy", *AGREEMENT]
 every_loss = pytest.mark.parametrize("name", LOSSES)
 every_shape = pytest.mark.parametrize("shape", SHAPES)

@@ -311,14 +311,15 @@ def test_mixed_losses_equal_a_loop_over_cells(num_classes, sizes, settings):
 
 
 def recorded_segmentation(monkeypatch):
-    """(mask, valid) of every segmentation loss that a KnowSAM step asks for."""
+    """(mask, valid) of every segmentation loss on mixed labels that a KnowSAM step asks for."""
     calls = []
 
-    def record(logits, mask, *, valid=None):
+    def record(logits, mask, valid_classes, *, valid=None):
+        assert valid_classes is None
         calls.append((mask, valid))
         return segmentation_loss(logits, mask, valid=valid)
 
-    monkeypatch.setattr("knowsam.methods.knowsam.segmentation_loss", record)
+    monkeypatch.setattr("knowsam.methods.knowsam.partial_segmentation_loss", record)
     return calls
 
 
@@ -327,9 +328,8 @@ def test_mix_confidence_threshold_masks_pseudo_labels_only(monkeypatch):
     method = make_method("knowsam", 3, mix={"confidence_threshold": 1.0}).eval()
     calls = recorded_segmentation(monkeypatch)
     method(make_batch(3, 2, 2), LATE)
-    masks = [(mask, valid) for mask, valid in calls if valid is not None]
-    assert len(masks) == 3  # unet, vnet, fusion
-    valid = masks[0][1]
+    assert len(calls) == 3  # unet, vnet, fusion
+    valid = calls[0][1]
     per_image = valid.flatten(1).float().mean(1)
     # labelled images keep 11 of 16 cells of truth, unlabelled ones receive 5
     assert per_image.tolist() == pytest.approx([11 / 16] * 2 + [5 / 16] * 2)
@@ -338,7 +338,7 @@ def test_mix_confidence_threshold_masks_pseudo_labels_only(monkeypatch):
 def test_without_threshold_every_mixed_pixel_counts(monkeypatch):
     calls = recorded_segmentation(monkeypatch)
     make_method("knowsam", 3).eval()(make_batch(3), LATE)
-    assert all(valid.all() for _, valid in calls if valid is not None)
+    assert len(calls) == 3 and all(valid.all() for _, valid in calls)
 
 
 def test_true_masks_follow_their_pixels(monkeypatch):
@@ -352,7 +352,7 @@ def test_true_masks_follow_their_pixels(monkeypatch):
     method.students.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     calls = recorded_segmentation(monkeypatch)
     method(batch, LATE)
-    label, valid = next(call for call in calls if call[1] is not None)
+    label, valid = calls[0]
     true = seen[1][:, 0] > 0.4
     assert torch.equal(valid, true)
     assert torch.equal(label[true], ((seen[1][:, 0][true] - 0.5) * 10).round().long())

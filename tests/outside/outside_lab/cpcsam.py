@@ -4,14 +4,14 @@ import copy
 
 from torch import nn
 
-from knowsam.losses import mse_consistency_loss, segmentation_loss
-from knowsam.methods.base import Prediction, SSLMethod, StepOutput, Taught, trained
+from knowsam.losses import mse_consistency_loss
+from knowsam.methods.base import Prediction, SSLMethod, StepOutput, Taught, supervised_loss, trained
 from knowsam.models.sam import Sam, SamGuide, freeze_unreached
 from knowsam.needs import Needs
 
 
 class CPCSAM(SSLMethod):
-    needs = Needs(strong_views=0, sam="promptable", spatial_dims=(2,))
+    needs = Needs(strong_views=0, sam="promptable", spatial_dims=(2,), partial_labels=True)
     default_students = {}
 
     def __init__(
@@ -36,10 +36,10 @@ class CPCSAM(SSLMethod):
         size, weight = joined.images.shape[2:], self.weight if step >= self.from_step else 0.0
         embedding = self.decoders["first"].encode(joined.images)
         plain = {name: decoder.decode(embedding, None, size) for name, decoder in self.decoders.items()}
-        losses = {f"seg_{name}": segmentation_loss(joined.labelled(x), batch.mask) for name, x in plain.items()}
+        losses = {f"seg_{name}": supervised_loss(x, batch) for name, x in plain.items()}
         for name, other in (("first", "second"), ("second", "first")):
             prompted = self.decoders[name].decode(embedding, plain[other], size)
-            losses[f"prompted_{name}"] = segmentation_loss(joined.labelled(prompted), batch.mask)
+            losses[f"prompted_{name}"] = supervised_loss(prompted, batch)
             losses[f"cross_{other}"] = weight * mse_consistency_loss(
                 joined.unlabelled(plain[other]), joined.unlabelled(prompted)
             )

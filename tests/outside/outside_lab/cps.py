@@ -7,7 +7,7 @@ from knowsam.schedules import sigmoid_rampup
 
 
 class CPS(StudentMethod):
-    needs = Needs(students=2, strong_views=0)
+    needs = Needs(students=2, strong_views=0, partial_labels=True)
     default_students = {"first": {"name": "unet"}, "second": {"name": "unet"}}
 
     def __init__(self, students, max_steps: int, *, weight: float = 0.1, rampup: float = 0.4):
@@ -17,7 +17,7 @@ class CPS(StudentMethod):
     def forward(self, batch, step):
         joined = batch.join(batch.weak)
         logits = self.students(joined.images)
-        losses = supervised_losses(self.students, logits, batch.mask)
+        losses = supervised_losses(self.students, logits, batch)
         weight = self.weight * sigmoid_rampup(step, self.rampup_steps)
         first, second = self.students.names
         for name, other in ((first, second), (second, first)):

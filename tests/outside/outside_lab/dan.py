@@ -11,7 +11,7 @@ from knowsam.needs import Needs
 
 
 class DAN(StudentMethod):
-    needs = Needs(students=1, strong_views=0)
+    needs = Needs(students=1, strong_views=0, partial_labels=True)
     default_optim = {"discriminator": {"name": "adam", "lr": 1e-4, "betas": [0.9, 0.99]}}
 
     def __init__(self, students, num_classes: int, in_channels: int, spatial_dims: int, *, weight: float = 0.1):
@@ -32,7 +32,7 @@ class DAN(StudentMethod):
         seen = torch.cat([logits[name].softmax(1), joined.images], 1)
         labelled = torch.ones(len(seen), device=seen.device)
         labelled[joined.count :] = 0
-        losses = supervised_losses(self.students, logits, batch.mask)
+        losses = supervised_losses(self.students, logits, batch)
         fooled = frozen_call(self.discriminator, joined.unlabelled(seen)).flatten(1).mean(1).float()
         losses["fool"] = self.weight * F.binary_cross_entropy_with_logits(fooled, torch.ones_like(fooled))
         judged = self.discriminator(seen.detach()).flatten(1).mean(1).float()

@@ -8,7 +8,7 @@ from knowsam.needs import Needs
 
 
 class FixMatch(StudentMethod):
-    needs = Needs(students=1)
+    needs = Needs(students=1, partial_labels=True)
 
     def __init__(self, students, *, weight: float = 1.0, confidence_threshold: float = 0.95):
         super().__init__(students)
@@ -20,7 +20,7 @@ class FixMatch(StudentMethod):
             target = self.students(batch.weak)[name]  # (U, K, *S)
         joined = batch.join(batch.strong[0])
         logits = self.students(joined.images)
-        losses = supervised_losses(self.students, logits, batch.mask)
+        losses = supervised_losses(self.students, logits, batch)
         losses["fixmatch"] = self.weight * pseudo_label_loss(
             joined.unlabelled(logits[name]), target, confidence_threshold=self.confidence_threshold
         )

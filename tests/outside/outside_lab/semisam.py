@@ -2,14 +2,14 @@
 
 import torch
 
-from knowsam.losses import mse_consistency_loss, segmentation_loss
-from knowsam.methods.base import StudentMethod, supervised_losses, trained
+from knowsam.losses import mse_consistency_loss
+from knowsam.methods.base import StudentMethod, supervised_loss, supervised_losses, trained
 from knowsam.models.sam import Prompts, freeze_unreached
 from knowsam.needs import Needs
 
 
 class SemiSAM(StudentMethod):
-    needs = Needs(students=1, strong_views=0, sam="promptable", spatial_dims=(2,))
+    needs = Needs(students=1, strong_views=0, sam="promptable", spatial_dims=(2,), partial_labels=True)
 
     def __init__(self, students, sam, *, weight: float = 0.1):
         super().__init__(students)
@@ -23,9 +23,9 @@ class SemiSAM(StudentMethod):
         (name,) = self.students.names
         joined = batch.join(batch.weak)
         logits = self.students(joined.images)
-        losses = supervised_losses(self.students, logits, batch.mask)
+        losses = supervised_losses(self.students, logits, batch)
         masks = self._ask(joined.images, logits[name].detach())  # (L + U, K, H, W)
-        losses["sam"] = segmentation_loss(joined.labelled(masks), batch.mask)
+        losses["sam"] = supervised_loss(masks, batch)
         losses["semisam"] = self.weight * mse_consistency_loss(
             joined.unlabelled(logits[name]), joined.unlabelled(masks).detach()
         )

@@ -9,7 +9,7 @@ from knowsam.needs import Needs
 
 
 class UniMatch(StudentMethod):
-    needs = Needs(students=1, strong_views=2, features=True)
+    needs = Needs(students=1, strong_views=2, features=True, partial_labels=True)
 
     def __init__(self, students, *, confidence_threshold: float = 0.95, feature_dropout: float = 0.5):
         super().__init__(students)
@@ -21,7 +21,7 @@ class UniMatch(StudentMethod):
         joined = batch.join(batch.weak)
         features = student.encode(joined.images)
         logits = {name: student.decode(features)}
-        losses = supervised_losses(self.students, logits, batch.mask)
+        losses = supervised_losses(self.students, logits, batch)
         target = joined.unlabelled(logits[name]).detach()  # (U, K, *S)
         drop = F.dropout2d if batch.weak.ndim == 4 else F.dropout3d
         dropped = student.decode([drop(joined.unlabelled(f), self.feature_dropout) for f in features])

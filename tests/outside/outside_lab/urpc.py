@@ -3,14 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from knowsam.losses import segmentation_loss
-from knowsam.methods.base import StudentMethod
+from knowsam.methods.base import StudentMethod, supervised_loss
 from knowsam.needs import Needs
 from knowsam.schedules import sigmoid_rampup
 
 
 class URPC(StudentMethod):
-    needs = Needs(students=1, strong_views=0, features=True, auxiliary=True)
+    needs = Needs(students=1, strong_views=0, features=True, auxiliary=True, partial_labels=True)
     default_students = {"unet": {"name": "unet", "deep_supervision": True}}
 
     def __init__(self, students, max_steps: int, *, weight: float = 0.1, rampup: float = 0.4):
@@ -24,9 +23,7 @@ class URPC(StudentMethod):
         features = student.encode(joined.images)
         scales = {name: student.decode(features), **student.auxiliary(features)}
         scales = {key: F.interpolate(x, size=joined.images.shape[2:]) for key, x in scales.items()}
-        losses = {
-            f"seg_{key}": segmentation_loss(joined.labelled(x), batch.mask) / len(scales) for key, x in scales.items()
-        }
+        losses = {f"seg_{key}": supervised_loss(x, batch) / len(scales) for key, x in scales.items()}
         logs = torch.stack([joined.unlabelled(x).float().log_softmax(1) for x in scales.values()])  # (N, U, K, *S)
         mean = logs.exp().mean(0).detach()
         uncertainty = (mean * (mean.clamp(min=1e-8).log() - logs)).sum(2, keepdim=True)  # (N, U, 1, *S), KL
