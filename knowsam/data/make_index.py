@@ -18,6 +18,7 @@ import numpy as np
 
 from knowsam.data.cache import default_folder
 from knowsam.data.index import ALIGN, FORMAT, MAGIC, NOTHING, Index, Kind, packed
+from knowsam.data.readers import EXTENSIONS as PICTURES
 from knowsam.data.splits import unlistable
 from knowsam.errors import DataError, KnowsamError, NotFoundError, StorageError
 from knowsam.files import storage_error, write_atomically
@@ -91,6 +92,38 @@ def index_place(root: str | Path, places: Sequence[Place]) -> Path:
     return default_folder() / "index" / f"{root.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.index"
 
 
+def image_folder_places(
+    image_dir: str = "images", mask_dir: str = "masks", image_suffix: str = "", mask_suffix: str = ""
+) -> list[Place]:
+    """The places of ``ImageFolder``; arguments as there."""
+    return [Place(image_dir, PICTURES, image_suffix), Place(mask_dir, PICTURES, mask_suffix, masks=True)]
+
+
+def h5_places(slice_dir: str = "data/slices", volume_dir: str = "data") -> list[Place]:
+    """The places of ``H5Slices``, whose files hold image and mask; arguments as there."""
+    return [Place(folder, (".h5", ".hdf5")) for folder in (slice_dir, volume_dir)]
+
+
+def find_index(root: str | Path, places: Sequence[Place]) -> Index | None:
+    """The index of a folder from where it is kept if nobody says; None if there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        return Index(index_place(root, places))
+    except NotFoundError:
+        return None
+
+
+def earlier_index(path: Path) -> Index | None:
+    """The index of a file; None where there is none, or none that can be used: then everything is read."""
+    try:
+        return Index(path)
+    except (NotFoundError, DataError):
+        return None
+
+
 def make_index(
     path: str | Path,
     root: str | Path,
@@ -132,7 +165,7 @@ def make_index(
         raise storage_error(path.parent, error) from error
     notes_file = path.with_name(path.name + ".part")
     with _alone(notes_file) as journal:
-        contents = _Contents(journal, _earlier(path), found.kinds)
+        contents = _Contents(journal, earlier_index(path), found.kinds)
         _read_files(root, ids, columns, wanted, contents, report, progress)
         _name_groups(ids, columns, wanted, report)
         header: dict[str, Any] = {
@@ -497,13 +530,6 @@ def _name_groups(ids: Sequence[str], columns: dict[str, np.ndarray], wanted: Wan
             example = ids[int(np.flatnonzero(columns[what] == 0)[0])]
             report.notes.append(f"{missing} of {len(ids)} cases have no {what}, such as {example}")
         columns[f"{what}_names"] = np.array(ordered, object)
-
-
-def _earlier(path: Path) -> Index | None:
-    try:
-        return Index(path)
-    except (NotFoundError, DataError):  # none, or none that can be used: then everything is read
-        return None
 
 
 @contextmanager

@@ -398,7 +398,18 @@ def group_of(case_id: str, group_regex: str) -> str | None:
     Raises:
         ConfigError: no regular expression.
     """
-    return _match(_compile(group_regex), case_id)
+    return group_finder(group_regex)(case_id)
+
+
+def group_finder(group_regex: str) -> Callable[[str], str | None]:
+    """``group_of`` for many ids.
+
+    Args:
+        group_regex: a regular expression.
+    Raises:
+        ConfigError: no regular expression.
+    """
+    return partial(_match, _compile(group_regex))
 
 
 def check_against(
