@@ -4,7 +4,7 @@ import csv
 import hashlib
 import operator
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from itertools import islice
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from knowsam.data.index import IdList, Index
+from knowsam.data.looks import Units
 from knowsam.data.nearest import NearestNames
 from knowsam.errors import ConfigError, DataError, Fault, NotFoundError
 
@@ -410,6 +411,33 @@ def group_finder(group_regex: str) -> Callable[[str], str | None]:
         ConfigError: no regular expression.
     """
     return partial(_match, _compile(group_regex))
+
+
+def independent_units(folder: str | Path, ids: Iterable[str], *, group_regex: str | None = None) -> dict[str, str]:
+    """What each case is an observation of: its patient, together with all that show nearly the same picture.
+
+    Scores of cases of one unit are not independent; a mean over units, each the mean of its cases, counts it once.
+
+    Args:
+        folder: of the lists; its ``groups.csv`` and ``near_duplicates.csv`` are read where they are.
+        ids: the cases.
+        group_regex: the part of an id that is the patient; None: only the tables tell.
+    Returns:
+        id -> name of its unit: the first of its cases.
+    Raises:
+        DataError, ConfigError: a table or an expression that cannot be used.
+    """
+    folder = Path(folder)
+    ids = sorted(ids)
+    find = group_finder(group_regex) if group_regex is not None else lambda case_id: None
+    patients = read_groups(folder / GROUPS_FILE) if (folder / GROUPS_FILE).is_file() else {}
+    alike = read_groups(folder / DUPLICATES_FILE) if (folder / DUPLICATES_FILE).is_file() else {}
+    units, first_of = Units(ids), dict[tuple[str, str], str]()
+    for case_id in ids:
+        for kind, group in (("name", find(case_id)), ("patient", patients.get(case_id)), ("look", alike.get(case_id))):
+            if group is not None:
+                units.tie(first_of.setdefault((kind, group), case_id), case_id)
+    return {case_id: unit[0] for unit in units.sets() for case_id in unit}
 
 
 def check_against(

@@ -12,6 +12,7 @@ from knowsam.data.splits import (
     Splits,
     check_against,
     group_of,
+    independent_units,
     inspect_splits,
     load_splits,
     read_groups,
@@ -335,3 +336,15 @@ def test_of_very_many_names_the_nearest_is_sought_for_the_first_few(monkeypatch)
     with pytest.raises(DataError) as caught:
         check_against(Splits(val=("aax", "bbx", "ccx")), ["aa1", "bb2", "cc3"])
     assert str(caught.value).count("nearest is") == 2
+
+
+def test_independent_units(tmp_path):
+    ids = ["p1_a", "p1_b", "p2_a", "p3_a", "p4_a", "p4_b"]
+    assert independent_units(tmp_path, ids) == {i: i for i in ids}
+    by_name = independent_units(tmp_path, ids, group_regex=REGEX)
+    assert by_name == dict(zip(ids, ["p1_a", "p1_a", "p2_a", "p3_a", "p4_a", "p4_a"], strict=True))
+    # a picture of p2 is nearly one of p1: both patients are one unit, for their scores depend on each other
+    write(tmp_path, {"near_duplicates.csv": "id,group\np1_b,p1_b\np2_a,p1_b\nelsewhere,p1_b\n"})
+    assert independent_units(tmp_path, ids, group_regex=REGEX)["p2_a"] == "p1_a"
+    write(tmp_path, {"groups.csv": "id,group\np3_a,X\np4_a,X\n"})
+    assert independent_units(tmp_path, ids)["p4_a"] == "p3_a" and independent_units(tmp_path, ids)["p4_b"] == "p4_b"
