@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group-regex", metavar="REGEX", help="the part of a name that is the patient: '^(p[0-9]+)'")
     parser.add_argument("--groups", metavar="CSV", help="file that names the patient of each image: id,group")
     parser.add_argument("--domain-regex", metavar="REGEX", help="the part of a name that is the domain: '^([a-z]+)/'")
+    folder = parser.add_argument_group("of a folder; an experiment says these in data.source")
+    folder.add_argument("--image-dir", default="images", metavar="DIR", help="its folder of images; images")
+    folder.add_argument("--mask-dir", default="masks", metavar="DIR", help="its folder of masks; masks")
+    folder.add_argument("--image-suffix", default="", metavar="TEXT", help="what image names have after the case")
+    folder.add_argument("--mask-suffix", default="", metavar="TEXT", help="what mask names have after the case")
     parser.add_argument("--check", action="store_true", help="build nothing; look what has changed since it was built")
 
 
@@ -51,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.group_regex and args.groups:
         raise ConfigError("--groups and --group-regex exclude each other; give one of them")
     config = _experiment(args)
-    root, places = _places_of_experiment(config) if config is not None else _places_of_folder(Path(args.target))
+    root, places = _places_of_experiment(config) if config is not None else _places_of_folder(args)
     path = Path(args.out) if args.out else index_place(root, places)
     if args.check:
         changes = Index(path).stale(None)
@@ -94,20 +99,23 @@ def _experiment(args: argparse.Namespace) -> "Config | None":
         if args.overrides:
             raise ConfigError(f"{args.overrides[0]!r}: a folder has no settings to override")
         return None
+    if (args.image_dir, args.mask_dir, args.image_suffix, args.mask_suffix) != ("images", "masks", "", ""):
+        raise ConfigError("the folders and suffixes of an experiment are those of its data.source")
     return load_config(args.target, args.overrides)
 
 
-def _places_of_folder(folder: Path) -> "tuple[Path, list[Place]]":
-    from knowsam.data.layout import find_layout
+def _places_of_folder(args: argparse.Namespace) -> "tuple[Path, list[Place]]":
     from knowsam.data.make_index import image_folder_places
+    from knowsam.errors import NotFoundError
 
-    layout = find_layout(folder)
-    root = layout.root()
-    images, masks = (
-        str((found or layout.images).absolute().relative_to(root)) for found in (layout.images, layout.masks)
-    )
-    places = image_folder_places(images, masks, layout.image_suffix, layout.mask_suffix)
-    return root, places if layout.masks is not None else places[:1]
+    root = Path(args.target).absolute()
+    for option, folder in (("--image-dir", args.image_dir), ("--mask-dir", args.mask_dir)):
+        if not (root / folder).is_dir():
+            there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
+            raise NotFoundError(
+                f"{root} has no folder {folder!r}; folders in it: {there}", hint=f"Name the right one: {option} DIR."
+            )
+    return root, image_folder_places(args.image_dir, args.mask_dir, args.image_suffix, args.mask_suffix)
 
 
 def _places_of_experiment(config: "Config") -> "tuple[Path, list[Place]]":

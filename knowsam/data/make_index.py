@@ -324,6 +324,7 @@ def _files(
     others = {folder for folder in own if folder not in (top, ".")}
     before = f"{top}/" if top else ""
     kinds: dict[str, Kind] = {}
+    extensions = sorted(place.extensions, key=len, reverse=True)  # .nii.gz before .gz
     waiting = [top]
     while waiting:
         folder = waiting.pop()
@@ -338,10 +339,11 @@ def _files(
                     if inside not in others:
                         waiting.append(inside)
                     continue
-                stem, extension = os.path.splitext(name)
-                if extension.lower() not in place.extensions:
-                    pass_over(f"{extension or 'no extension'} is not read", inside)
+                size = next((len(e) for e in extensions if name.lower().endswith(e)), 0)
+                if not size:
+                    pass_over(f"{os.path.splitext(name)[1] or 'no extension'} is not read", inside)
                     continue
+                stem, extension = name[:-size], name[-size:]
                 if not stem.endswith(place.suffix) or stem == place.suffix:
                     if not place.masks:
                         pass_over(f"a name that does not end in {place.suffix}", inside)

@@ -62,6 +62,12 @@ def test_a_folder(study, tmp_path, capsys):
     index = Index(out)
     assert (index.group("p0_00"), index.group("p0_01"), index.domain("p0_01")) == ("Anna", None, "0")
     assert index.masks["p5_11"] == tmp_path / "data" / "masks" / "p5_11.png"
+    (tmp_path / "data" / "masks").rename(tmp_path / "data" / "truth")
+    assert run_command("index", [str(tmp_path / "data"), "--out", str(out)]) == 66
+    told = capsys.readouterr().err
+    assert "no folder 'masks'; folders in it: images, truth" in told and "--mask-dir DIR" in told
+    assert run_command("index", [str(tmp_path / "data"), "--out", str(out), "--mask-dir", "truth"]) == 0
+    assert len(Index(out).masks) == 12
 
 
 def test_check_tells_what_has_changed(study, tmp_path, capsys):
@@ -101,6 +107,7 @@ def test_refusals(study, tmp_path, capsys, lab):
     assert run_command("index", [str(tmp_path / "none.yaml")]) == 66
     assert run_command("index", [str(tmp_path / "data"), "data.labelled=all"]) == 78
     assert run_command("index", [*study, "data.source.root=nowhere"]) == 66
+    assert run_command("index", [*study, "--mask-dir", "truth"]) == 78
     assert run_command("index", [*study, "--group-regex", "("]) == 78
     assert run_command("index", [*study, "--group-regex", "x", "--groups", "y"]) == 78
     assert run_command("index", [*study, "--groups", "none.csv"]) == 66

@@ -117,6 +117,10 @@ def test_suffixes_and_folders_inside_each_other(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     make_index(tmp_path / "i", tmp_path, (Place("data/slices", (".h5",)), Place("data", (".h5",))))
     assert list(Index(tmp_path / "i")) == ["a", "a_1", "a_2", "b"]
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "v_0000.nii.gz").write_bytes(b"x")
+    make_index(tmp_path / "i", tmp_path, (Place("scans", (".gz", ".nii.gz"), "_0000"),))
+    assert dict(Index(tmp_path / "i").images) == {"v": tmp_path / "scans" / "v_0000.nii.gz"}
     for name in ("one/x_0000.png", "one/x_mask.PNG", "one/y_0000.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
