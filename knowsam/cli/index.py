@@ -146,7 +146,7 @@ def _wanted(args: argparse.Namespace, config: "Config | None") -> "Wanted":
 
     regex, table = args.group_regex, Path(args.groups) if args.groups else None
     if config is not None and not regex and table is None:  # as the lists are checked
-        lists = beside(config.data.splits) / GROUPS_FILE if config.data.splits is not None else None
+        lists = beside(str(config.lists[0])) / GROUPS_FILE if config.data.splits is not None else None
         table = lists if lists is not None and lists.is_file() else None
         regex = None if table is not None else config.data.group_regex
     group: Callable[[str], str | None] | None = None
@@ -177,9 +177,9 @@ def _read_lists(config: "Config", index: "Index") -> None:
     from knowsam.data.splits import check_against, load_splits
     from knowsam.engine.log import say
 
-    assert config.data.splits is not None
-    folder = beside(config.data.splits)
-    splits = load_splits(folder, config.data.labelled, group_regex=config.data.group_regex, index=index)
+    named, labelled = config.lists
+    folder = beside(str(named))
+    splits = load_splits(folder, labelled, group_regex=config.data.group_regex, index=index)
     check_against(splits, index, where=str(index.root))
     counts = ", ".join(f"{len(getattr(splits, name))} {name}" for name in ("train", "labelled", "val", "test"))
     say(f"lists in {folder}: {counts}; every case is there")

@@ -13,6 +13,7 @@ from PIL import Image
 from knowsam.cli.main import run_command
 from knowsam.data.builtin import render
 from knowsam.data.splits import independent_units, load_splits
+from knowsam.sweep.spec import load_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -268,3 +269,50 @@ def test_images_are_needed_but_for_label_draws(tmp_path, capsys):
     assert run_command("splits", ["--out", str(tmp_path)]) == 78
     assert "--images is needed" in capsys.readouterr().err
     assert run_command("splits", ["--out", str(tmp_path / "none"), "--label-seed", "0"]) == 66
+
+
+def test_a_label_draw_goes_with_the_seed(experiment, data, tmp_path, lab, capsys):
+    """One setting, as seeds are: each run trains on the draw of its seed, and they stand in one row."""
+    assert splits(data, "--label-seed", "1", "2") == 0
+    short = ["train.max_steps=2", "train.validate_every=2", "train.checkpoint_every=2", "data.labelled_batch=1"]
+    words = [*experiment[1:], *short, "data.labelled=labelled_30pct_draw{seed}"]
+    for seed in (1, 2):
+        assert lab.train(tmp_path / f"run{seed}", *words, f"train.seed={seed}", "--evaluate") == 0
+        used = json.loads((tmp_path / f"run{seed}" / "splits.json").read_text())
+        assert used["labelled"] == lines(data.parent / "lists" / f"labelled_30pct_draw{seed}.txt")
+        assert f"labelled_30pct_draw{seed}.txt" in used["sha256"]
+    capsys.readouterr()
+    assert run_command("compare", [str(tmp_path / "run1"), str(tmp_path / "run2"), "-o", str(tmp_path / "out")]) == 0
+    (row,) = {line.split(",")[2] for line in (tmp_path / "out" / "comparison.csv").read_text().splitlines()[1:]}
+    assert row
+    assert lab.train(tmp_path / "run3", *words, "train.seed=3") == 66
+    assert "there are labelled_30pct, labelled_30pct_draw1, labelled_30pct_draw2" in capsys.readouterr().err
+
+
+def test_a_sweep_over_draws_and_folds(experiment, data, tmp_path, lab):
+    assert splits(data, "--label-seed", "0..2") == 0
+    base = tmp_path / "base.yaml"
+    base.write_text(
+        lab.experiment.read_text().replace("source: {name: builtin, train: 12, val: 2, test: 2, size: 64}",
+        f"source: {{name: image_folder, root: {data}}}\n  splits: {data.parent / 'lists'}")
+    )  # fmt: skip
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        f"base: {base}\nseeds: [0, 1, 2]\n"
+        "grid: {data.labelled: {30 %: 'labelled_30pct_draw{seed}', all: labelled_max}}\nbaseline: 30 %\n"
+    )
+    trials = [trial for trial in load_sweep(sweep).trials if trial.setting == "30 %"]
+    assert [trial.seed for trial in trials] == [0, 1, 2] and len({trial.key for trial in trials}) == 3
+    keys = [trial.key for trial in trials]
+    # the key is of the lists that are used: another draw is another experiment, and only that
+    (data.parent / "lists" / "labelled_30pct_draw1.txt").write_text("case_00\n")
+    again = [trial.key for trial in load_sweep(sweep).trials if trial.setting == "30 %"]
+    assert [a == b for a, b in zip(keys, again, strict=True)] == [True, False, True]
+    words = ["--images", str(data), "--out", str(tmp_path / "folds"), "--folds", "3", "--labelled", "30"]
+    assert run_command("splits", words) == 0
+    sweep.write_text(
+        f"base: {base}\nseeds: [0, 1, 2]\n"
+        f"overrides: {{data.splits: '{tmp_path}/folds/fold{{seed}}', data.labelled: labelled_30pct}}\n"
+    )
+    found = load_sweep(sweep).trials
+    assert len({trial.setting for trial in found}) == 1 and len({trial.key for trial in found}) == 3
