@@ -1,5 +1,6 @@
 """The commands ``splits`` and ``check``, and what ``train`` does of the latter."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -283,8 +284,9 @@ def test_a_label_draw_goes_with_the_seed(experiment, data, tmp_path, lab, capsys
         assert f"labelled_30pct_draw{seed}.txt" in used["sha256"]
     capsys.readouterr()
     assert run_command("compare", [str(tmp_path / "run1"), str(tmp_path / "run2"), "-o", str(tmp_path / "out")]) == 0
-    (row,) = {line.split(",")[2] for line in (tmp_path / "out" / "comparison.csv").read_text().splitlines()[1:]}
-    assert row
+    with open(tmp_path / "out" / "comparison.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["setting"] for row in rows}) == 1 and {row["seeds"] for row in rows} == {"1 2"}
     assert lab.train(tmp_path / "run3", *words, "train.seed=3") == 66
     assert "there are labelled_30pct, labelled_30pct_draw1, labelled_30pct_draw2" in capsys.readouterr().err
 
