@@ -30,8 +30,7 @@ class DataConfig:
     """Which images, and how many of them in a step."""
 
     source: dict[str, Any] = _block(name="builtin")  # component of components.SOURCES
-    # Folder of the split lists, beside the experiment's checkout or absolute; {seed} in it is train.seed.
-    splits: str | None = None
+    splits: str | None = None  # folder of the split lists, beside the checkout or absolute; {seed} in it is train.seed
     classes: list[str] = field(default_factory=lambda: ["background", "lesion"])  # K names, background first
     labelled: str = "labelled_10pct"  # list of labelled cases, or `all`; {seed} in it is train.seed
     labels: dict[Any, Any] | None = None  # {class id: raw mask value(s)}; null: masks hold class ids

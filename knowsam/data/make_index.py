@@ -71,9 +71,11 @@ class Report:
     """What building an index came upon.
 
     Attributes:
-        cases, masks: images, and those of them that have a mask.
+        cases: images.
+        masks: those of them that have a mask.
         orphans: masks without an image.
-        read: files whose content was read now; ``known``: those whose content was known from before.
+        read: files whose content was read now.
+        known: files whose content was known from before.
         notes: what was passed over or could not be read, for people.
     """
 

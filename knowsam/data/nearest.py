@@ -10,8 +10,8 @@ import numpy as np
 _COMPARED = 50  # names that difflib sees
 _CUTOFF = 0.6
 _PIECE = 1 << 24  # bytes that are looked at in one go
-MOST_BYTES = 400_000_000
-"""Of names that are looked at for one message: a second or two, whatever their number."""
+MOST_BYTES = 150_000_000
+"""Of names that are looked at for one message: a few seconds, whatever their number."""
 
 
 class NearestNames:

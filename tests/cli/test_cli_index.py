@@ -1,5 +1,6 @@
 """The command ``index``: a folder or an experiment in, one file out that trainings map."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,18 @@ def test_a_folder(study, tmp_path, capsys):
     assert "no folder 'masks'; folders in it: images, truth" in told and "--mask-dir DIR" in told
     assert run_command("index", [str(tmp_path / "data"), "--out", str(out), "--mask-dir", "truth"]) == 0
     assert len(Index(out).masks) == 12
+
+
+def test_the_example_of_the_page(study, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"(?ms)^```python\n(.*?)^```", page)
+    monkeypatch.chdir(tmp_path)
+    assert run_command("index", [*study, "--out", "study.index"]) == 0
+    block = block.replace("data_splits/my_study", "lists").replace("labelled_10pct", "labelled_50pct")
+    capsys.readouterr()
+    exec(compile(block, "scale.md", "exec"), {})
+    told = capsys.readouterr().out.splitlines()
+    assert told == ["8 p0_00 False", f"{tmp_path / 'data' / 'images' / 'p0_00.png'} p0 []", "[]"]
 
 
 def test_check_tells_what_has_changed(study, tmp_path, capsys):
