@@ -106,11 +106,6 @@ def _label_draws(args: argparse.Namespace) -> int:
     splits = load_splits(args.out, "all", group_regex=args.group_regex)
     if not splits.train:
         raise ConfigError(f"{args.out} has no train.txt to draw from")
-    amounts = [Amount.parse(text) for text in args.labelled or ()] or amounts_there(splits.folder, len(splits.train))
-    if not amounts:
-        raise ConfigError(
-            f"{args.out} has no label list whose name says its size in cases", hint="Give sizes: --labelled 10 7groups."
-        )
     if args.images:
         study = _read(args)
         ids = [case.id for case in study.survey.cases]
@@ -119,6 +114,12 @@ def _label_draws(args: argparse.Namespace) -> int:
         cases = cases_of_study(study, splits.train, groups)
     else:
         cases = cases_of_lists(splits, _groups(args, splits))
+    amounts = [Amount.parse(text) for text in args.labelled or ()]
+    amounts = amounts or amounts_there(splits.folder, len(splits.train), cases.groups)
+    if not amounts:
+        raise ConfigError(
+            f"{args.out} has no label list whose name says its size truly", hint="Give sizes: --labelled 10 7groups."
+        )
     how = command("splits", args)
     drawn, written = write_label_draws(cases, splits, seeds, amounts, command=how, force=args.force)
     _tell(cases, [("", drawn.lists)], drawn.warnings)

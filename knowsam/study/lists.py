@@ -133,12 +133,13 @@ def groups_of_lists(folder: Path, ids: Iterable[str], group_regex: str | None) -
     return groups
 
 
-def amounts_there(folder: Path, train: int) -> list[Amount]:
-    """Sizes of the label lists of a folder, as far as a list's name says truly how many cases it has.
+def amounts_there(folder: Path, train: int, groups: Mapping[str, str] | None) -> list[Amount]:
+    """Sizes of the label lists of a folder, as far as a list's name says truly how much it holds.
 
     Args:
         folder: of the lists.
         train: number of training cases.
+        groups: id -> patient; None: unknown.
     """
     amounts = []
     for path in sorted(folder.glob("labelled_*.txt")):
@@ -146,9 +147,13 @@ def amounts_there(folder: Path, train: int) -> list[Amount]:
             amount = Amount.parse(path.stem.removeprefix("labelled_"))
         except ConfigError:
             continue
-        target = train * amount.number / 100 if amount.unit == "pct" else amount.number
-        count = len(load_splits(folder, path.stem).labelled)
-        if amount.unit != "groups" and abs(count - target) <= max(1, 0.25 * target):
+        ids = load_splits(folder, path.stem).labelled
+        if amount.unit == "groups":
+            true = groups is not None and len({groups[i] for i in ids}) == amount.number
+        else:
+            target = train * amount.number / 100 if amount.unit == "pct" else amount.number
+            true = abs(len(ids) - target) <= max(1, 0.25 * target)
+        if true:
             amounts.append(amount)
     return amounts
 

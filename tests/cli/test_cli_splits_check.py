@@ -174,7 +174,7 @@ def test_label_draws_from_lists_alone(data, capsys, tmp_path):
     (folder / "labelled_2cases.txt").write_text("".join(f"{i}\n" for i in ids[:10]))  # says patients, not slices
     words = ["--out", str(folder), "--label-seed", "0", "1"]
     assert run_command("splits", words) == 78
-    assert "no label list whose name says its size" in capsys.readouterr().err
+    assert "no label list whose name says its size truly" in capsys.readouterr().err
     assert run_command("splits", [*words, "--labelled", "2groups", "--group-regex", "^(p[0-9])"]) == 0
     seen = capsys.readouterr()
     assert "not stratified" in seen.out + seen.err
@@ -182,6 +182,11 @@ def test_label_draws_from_lists_alone(data, capsys, tmp_path):
         drawn = lines(folder / f"labelled_2groups_draw{n}.txt")
         assert len(drawn) == 10 and len({i[:2] for i in drawn}) == 2
     assert run_command("splits", [*words, "--labelled", "2groups", "--group-regex", "^(q[0-9])"]) == 65
+    # lists whose names are true need not be named
+    (folder / "labelled_2groups.txt").write_text("".join(f"{i}\n" for i in ids[:10]))
+    assert run_command("splits", ["--out", str(folder), "--label-seed", "2", "--group-regex", "^(p[0-9])"]) == 0
+    assert len(lines(folder / "labelled_2groups_draw2.txt")) == 10
+    assert not (folder / "labelled_2cases_draw2.txt").exists()
 
 
 def test_folds_are_folders_of_lists(data, capsys):
