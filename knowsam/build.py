@@ -68,7 +68,7 @@ def build_source(config: Config, splits: "Splits | None" = None) -> Source:
     data = config.data
     target = component(components.SOURCES, data.source)
     accepted = components.signature(target)
-    offered: dict[str, Any] = {"num_classes": config.num_classes, "labelled": data.labelled}
+    offered: dict[str, Any] = {"num_classes": config.num_classes, "labelled": config.lists[1]}
     if "splits" in accepted:
         from knowsam.data.splits import load_splits
 
@@ -96,9 +96,10 @@ def inspect_splits(config: Config) -> "tuple[Splits, list[Fault]] | None":
 
 def _read_splits(config: Config, read: Callable[..., Any]) -> Any:
     data = config.data
-    folder = beside(str(data.splits))
+    named, labelled = config.lists
+    folder = beside(str(named))
     try:
-        return read(folder, data.labelled, group_regex=data.group_regex)
+        return read(folder, labelled, group_regex=data.group_regex)
     except NotFoundError as error:
         no_lists = not any(folder.glob("*.txt"))
         raise NotFoundError(str(error), hint=(no_lists and data.obtain) or error.hint) from error

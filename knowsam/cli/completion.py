@@ -24,7 +24,7 @@ YAML, FOLDER, FILE, ANY = "yaml", "folder", "file", "any"
 KINDS = (
     dict.fromkeys(("YAML", "EXPERIMENT", "EXPERIMENT.yaml", "SWEEP.yaml"), YAML)
     | dict.fromkeys(("DIR", "FOLDER", "RUN", "RUNS", "PATH"), FOLDER)
-    | dict.fromkeys(("FILE", "CSV", "INPUT", "OUT", "NAME|FILE", "PAGE.html"), FILE)
+    | dict.fromkeys(("FILE", "CSV", "INPUT", "OUT", "NAME|FILE", "EXPERIMENT|FOLDER", "PAGE.html"), FILE)
     | dict.fromkeys(("SGDL_best_model.pth", "sam_best_model.pth"), FILE)
 )
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "init": ("knowsam.cli.init", "write an experiment and split lists for your own folder of images and masks"),
     "check": ("knowsam.cli.check", "check an experiment's data: missing and broken files, wrong masks, leaks"),
     "splits": ("knowsam.cli.splits", "draw seeded split lists for a folder of images and masks"),
+    "index": ("knowsam.cli.index", "look through a large data set once, so that trainings start at once"),
     "train": ("knowsam.cli.train", "train a method from an experiment file, or go on where a run stopped"),
     "check-method": ("knowsam.cli.check_method", "check that a method keeps the contract of the loop"),
     "evaluate": ("knowsam.cli.evaluate", "measure finished runs on their test cases and compare them"),

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from knowsam.study.read import Study, StudyOptions
 
 
-def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
+def add_folder_arguments(parser: argparse.ArgumentParser, *, images_required: bool = True) -> None:
     """Arguments that say where the pictures are and how to divide them."""
     data = parser.add_argument_group("data")
-    data.add_argument("--images", required=True, metavar="DIR", help="images; or a folder that holds images and masks")
+    data.add_argument(
+        "--images", required=images_required, metavar="DIR", help="images; or a folder that holds images and masks"
+    )
     data.add_argument("--masks", metavar="DIR", help="masks, called like their images; looked for near the images")
     data.add_argument("--image-suffix", metavar="TEXT", help="what image names have after the case, such as _0000")
     data.add_argument("--mask-suffix", metavar="TEXT", help="what mask names have after the case, such as _mask")

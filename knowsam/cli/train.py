@@ -125,7 +125,7 @@ def run_path(config: Config) -> str:
     if config.run:
         return config.run
     method = str(config.method["name"]).rpartition(":")[2] + ("_skd" if config.skd is not None else "")
-    return f"runs/{config.name}/{method}_{config.data.labelled}_seed{config.train.seed}"
+    return f"runs/{config.name}/{method}_{config.lists[1]}_seed{config.train.seed}"
 
 
 @contextmanager
@@ -228,7 +228,7 @@ def prepared(
             _introduce(run, config, rank, streams, built)
             if rank.rank == 0 and (never := _classes_never_seen(streams, config)):
                 warn(
-                    f"no labelled image shows {', '.join(never)} ({config.data.labelled}, {config.data.image_size} "
+                    f"no labelled image shows {', '.join(never)} ({config.lists[1]}, {config.data.image_size} "
                     "px): no network can learn that; choose a longer label list"
                 )
         yield Job(

@@ -81,8 +81,8 @@ def split_hashes(config: Config) -> dict[str, str]:
         from knowsam.data.builtin import VERSION
 
         return {"builtin": str(VERSION)}
-    folder = beside(config.data.splits)
-    labelled = config.data.labelled.removesuffix(".txt")
+    named, labelled = config.lists
+    folder, labelled = beside(str(named)), labelled.removesuffix(".txt")
     names = ["train.txt", "val.txt", "test.txt", *([] if labelled == "all" else [f"{labelled}.txt"])]
     files = [folder / name for name in names]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}

@@ -30,9 +30,9 @@ class DataConfig:
     """Which images, and how many of them in a step."""
 
     source: dict[str, Any] = _block(name="builtin")  # component of components.SOURCES
-    splits: str | None = None  # folder of the split lists, beside the experiment's checkout or absolute
+    splits: str | None = None  # folder of the split lists, beside the checkout or absolute; {seed} in it is train.seed
     classes: list[str] = field(default_factory=lambda: ["background", "lesion"])  # K names, background first
-    labelled: str = "labelled_10pct"  # list of labelled cases, or `all`
+    labelled: str = "labelled_10pct"  # list of labelled cases, or `all`; {seed} in it is train.seed
     labels: dict[Any, Any] | None = None  # {class id: raw mask value(s)}; null: masks hold class ids
     label_threshold: float | None = None  # binary masks with soft edges: raw values above it are class 1
     group_regex: str | None = None  # the part of a case id that names its patient; no patient may be in two splits
@@ -106,6 +106,16 @@ class Config:
     def num_classes(self) -> int:
         """K, background included."""
         return len(self.data.classes)
+
+    @property
+    def lists(self) -> tuple[str | None, str]:
+        """``data.splits`` and ``data.labelled`` of this run: where they say {seed}, another seed takes other lists.
+
+        The settings themselves stay as written, so that runs of all seeds are runs of one setting.
+        """
+        seed = str(self.train.seed)
+        folder, labelled = self.data.splits, self.data.labelled
+        return None if folder is None else folder.replace("{seed}", seed), labelled.replace("{seed}", seed)
 
     @property
     def spatial_dims(self) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from knowsam.data.cache import file_sha256, known, load_memo, remembered, save_memo
-from knowsam.data.looks import Look, look, near_pairs, same_pixels
+from knowsam.data.looks import Look, look, near_pairs, same_pixels, tied_within
 from knowsam.data.source import Source
-from knowsam.data.splits import SPLITS, Splits
+from knowsam.data.splits import DUPLICATES_FILE, SPLITS, Splits, independent_units
 from knowsam.errors import DataError, Fault, KnowsamError
 
 _PEEK = 4096
@@ -204,7 +204,7 @@ def check_all(
     if sizes:
         found.sizes = (min(sizes, key=math.prod), max(sizes, key=math.prod))
     found.classes = {name: _count(classes[name], num_classes) for name in counted if counted[name]}
-    _compare(pictures, near, found)
+    _compare(pictures, near, found, None if splits is None else splits.folder)
     _judge(found, class_names)
     return found, source
 
@@ -302,23 +302,37 @@ def _count(masks: Mapping[str, np.ndarray], num_classes: int) -> ClassCounts:
     return ClassCounts(len(masks), empty, counts.sum(axis=0), (counts > 0).sum(axis=0))
 
 
-def _compare(pictures: list[tuple[str, str, Look]], near: bool, found: Findings) -> None:
-    """Equal and nearly equal pictures in different splits."""
+def _compare(pictures: list[tuple[str, str, Look]], near: bool, found: Findings, folder: Path | None) -> None:
+    """Equal and nearly equal pictures in different splits, and cases of val or test that show the same thing."""
     looks = [item for _, _, item in pictures]
     split_of = {case_id: split for case_id, split, _ in pictures}
     sets: list[tuple[str, ...]] = []
+    inside: dict[tuple[str, str], set[int]] = defaultdict(set)  # two cases of one split -> slices that are alike
     for places in same_pixels(looks):
         if len({pictures[n][1] for n in places}) > 1:
             sets.append(tuple(dict.fromkeys(pictures[n][0] for n in places)))
+        for n in places[1:]:
+            inside[pictures[places[0]][0], pictures[n][0]].add(places[0])
     for ids in dict.fromkeys(sets):
         found.errors.append(Fault("same image in two splits", _twice(ids, split_of), ids))
     known_pairs = set()
     for i, j, correlation in near_pairs(looks) if near else ():
         (one, first, _), (other, second, _) = pictures[i], pictures[j]
+        inside[one, other].add(i)
         if first != second and (one, other) not in known_pairs:
             known_pairs.add((one, other))
             text = f"{first} {one} ~ {second} {other}: correlation {correlation:.3f}"
             found.warnings.append(Fault("near duplicates in two splits", text, (one, other)))
+    slices = Counter(case_id for case_id, _, _ in pictures)  # volumes of one organ have a slice or two in common
+    ties = [pair for pair, alike in inside.items() if 2 * len(alike) >= min(slices[i] for i in pair)]
+    evaluated = {case_id: split for case_id, split in split_of.items() if split != "train"}
+    for split, those in tied_within(ties, evaluated).items():
+        for alike_ids in those:
+            units = independent_units(folder, alike_ids) if folder is not None else {}
+            text = f"{split}: {' ~ '.join(alike_ids)} are one observation, not {len(alike_ids)}"
+            if len(set(units.values())) != 1:
+                text += f"; knowsam splits --mark-duplicates writes that into {DUPLICATES_FILE} beside the lists"
+            found.warnings.append(Fault("near duplicates in one split", text, tuple(alike_ids)))
 
 
 def _judge(found: Findings, class_names: Sequence[str]) -> None:

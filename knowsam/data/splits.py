@@ -1,26 +1,57 @@
 """Which case belongs to train, val or test, and whose mask may be read: sorted id lists, checked for leaks."""
 
 import csv
-import difflib
 import hashlib
+import operator
 import re
-import unicodedata
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from knowsam.data.index import IdList, Index
+from knowsam.data.looks import Units
+from knowsam.data.nearest import NearestNames
 from knowsam.errors import ConfigError, DataError, Fault, NotFoundError
 
 SPLITS = ("train", "val", "test")
 GROUPS_FILE = "groups.csv"
 """Beside the lists where names do not tell the patients: ``id,group``, with this header."""
+DUPLICATES_FILE = "near_duplicates.csv"
+"""Beside the lists where pictures of one list show the same thing: ``id,group``, those pictures only."""
 _SHOWN = 100
+_NEAREST = 20  # missing names to which the nearest is given
+
+
+class _Lines(Mapping[str, int]):
+    """Id -> line number of a list in order; counted when somebody asks, which nobody does while all is well."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @cached_property
+    def _lines(self) -> dict[str, int]:
+        return {case_id: line for line, case_id in enumerate(_plain_list(_content(self._path)), start=1)}
+
+    def __getitem__(self, case_id: str) -> int:
+        return self._lines[case_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
 
 
 @dataclass(frozen=True)
 class Splits:
     """The lists of one split folder. Ids are sorted; ``labelled`` lies inside ``train``.
+
+    The lists are tuples; over an index they are ``IdList``, which hold row numbers and look the same.
 
     Attributes:
         train: every training case, labelled or not; empty for a test-only folder.
@@ -31,28 +62,38 @@ class Splits:
         lines: file name -> {id: line number}, for messages.
     """
 
-    train: tuple[str, ...] = ()
-    labelled: tuple[str, ...] = ()
-    val: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
+    train: Sequence[str] = ()
+    labelled: Sequence[str] = ()
+    val: Sequence[str] = ()
+    test: Sequence[str] = ()
     folder: Path = Path()
     sha256: dict[str, str] = field(default_factory=dict)
-    lines: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
+    lines: Mapping[str, Mapping[str, int]] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was worked out for membership tests is worked out again elsewhere rather than sent there.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
-    def unlabelled(self) -> tuple[str, ...]:
+    def unlabelled(self) -> Sequence[str]:
         """Training cases without a readable mask, sorted."""
-        return tuple(i for i in self.train if i not in self.readable_masks)
+        readable = self.readable_masks
+        if isinstance(self.train, IdList) and isinstance(readable, IdList):
+            return self.train.without(readable)
+        return tuple(i for i in self.train if i not in readable)
 
     @cached_property
-    def readable_masks(self) -> frozenset[str]:
+    def readable_masks(self) -> Collection[str]:
         """Every id whose mask may be read: labelled, val, test."""
+        indexed = [ids for ids in (self.labelled, self.val, self.test) if isinstance(ids, IdList)]
+        if len(indexed) == 3:
+            return indexed[0].union(*indexed[1:])
         return frozenset(self.labelled) | frozenset(self.val) | frozenset(self.test)
 
     @cached_property
-    def train_set(self) -> frozenset[str]:
+    def train_set(self) -> Collection[str]:
         """``train`` for membership tests."""
-        return frozenset(self.train)
+        return self.train if isinstance(self.train, IdList) else frozenset(self.train)
 
     def of(self, split: str) -> list[str]:
         """Ids of ``"val"`` or ``"test"``.
@@ -85,7 +126,13 @@ class Splits:
         return str(self.folder / file_name) + (f":{line}" if line else "")
 
 
-def load_splits(folder: str | Path, labelled: str = "labelled_10pct", *, group_regex: str | None = None) -> Splits:
+def load_splits(
+    folder: str | Path,
+    labelled: str = "labelled_10pct",
+    *,
+    group_regex: str | None = None,
+    index: Index | None = None,
+) -> Splits:
     """Read and check ``train.txt``, ``val.txt``, ``test.txt`` and one ``labelled_*.txt`` of a folder.
 
     A folder with only ``test.txt`` (or ``val.txt``) is a set for evaluation; ``labelled`` then has no meaning. Where
@@ -96,19 +143,24 @@ def load_splits(folder: str | Path, labelled: str = "labelled_10pct", *, group_r
         labelled: name of the label list, with or without ``.txt``; ``"all"`` means the whole train list.
         group_regex: what of an id names its patient, such as ``^(patient\\d+)``: the first group, or the whole match.
             Two splits must not share one. None: every id is its own group.
+        index: of the data's files. The lists are then kept as rows of it, and read as such the next time.
     Raises:
         NotFoundError: no folder, no list in it, or no label list of that name (the message lists those there are).
         DataError: all problems at once, each with file and line: bad, repeated or shared ids, shared groups, ids
             without a group, labelled ids that are not in train, empty lists.
         ConfigError: ``group_regex`` or the name ``labelled`` is malformed.
     """
-    splits, faults = inspect_splits(folder, labelled, group_regex=group_regex)
+    splits, faults = inspect_splits(folder, labelled, group_regex=group_regex, index=index)
     _raise_all(faults, f"split lists of {folder}")
     return splits
 
 
 def inspect_splits(
-    folder: str | Path, labelled: str = "labelled_10pct", *, group_regex: str | None = None
+    folder: str | Path,
+    labelled: str = "labelled_10pct",
+    *,
+    group_regex: str | None = None,
+    index: Index | None = None,
 ) -> tuple[Splits, list[Fault]]:
     """As ``load_splits``, but what is wrong with the lists is returned, and the lists as far as they can be used.
 
@@ -116,7 +168,7 @@ def inspect_splits(
     is dropped.
 
     Args:
-        folder, labelled, group_regex: as for ``load_splits``.
+        folder, labelled, group_regex, index: as for ``load_splits``.
     Raises:
         NotFoundError, ConfigError: as ``load_splits``.
     """
@@ -129,10 +181,15 @@ def inspect_splits(
         raise NotFoundError(f"{folder} has none of train.txt, val.txt, test.txt", hint="see its README for how to make")
     label_file = _label_file(folder, labelled) if "train" in files else None
 
+    contents = {name: _content(folder / name) for name in [*files.values(), *([label_file] if label_file else [])]}
+    if (in_order := _in_order(folder, contents, label_file, pattern, index)) is not None:
+        return in_order, []
+
+    # Something is wrong, or written by hand: line by line.
     faults: list[Fault] = []
     lines: dict[str, dict[str, int]] = {}
-    for name in [*files.values(), *([label_file] if label_file else [])]:
-        entries, bad = _parse(folder / name)
+    for name, content in contents.items():
+        entries, bad = _parse(folder / name, content)
         faults += bad
         lines[name] = {}
         for line, case_id in entries:
@@ -166,10 +223,141 @@ def inspect_splits(
         val=val,
         test=tuple(sorted(set(listed.get("test", ())).difference(train, val))),
         folder=folder,
-        sha256={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in lines},
+        sha256=_hashes(contents),
         lines=lines,
     )
     return splits, faults
+
+
+def _hashes(contents: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+
+
+def _in_order(
+    folder: Path,
+    contents: Mapping[str, bytes],
+    label_file: str | None,
+    pattern: re.Pattern[str] | None,
+    index: Index | None,
+) -> Splits | None:
+    """The lists as a whole, without a look at each line; None where anything about them needs one."""
+    if "train.txt" not in contents and next(folder.glob("labelled_*.txt"), None) is not None:
+        return None
+    found: Mapping[str, Sequence[str]] | None
+    if index is not None:
+        found = index.lists(contents, _plain_list)
+    else:
+        found = {name: ids for name, content in contents.items() if (ids := _sorted_list(content))}
+    if found is None or len(found) < len(contents):
+        return None
+    lists = [found[f"{split}.txt"] for split in SPLITS if f"{split}.txt" in found]
+    train = found.get("train.txt", ())
+    labelled = found[label_file] if label_file else train
+    if not _disjoint(lists) or (label_file and not _inside(labelled, train)):
+        return None
+    table = folder / GROUPS_FILE
+    if pattern and not _groups_disjoint(lists, regex_rule(pattern.pattern), lambda: partial(_match, pattern), index):
+        return None
+    if table.is_file() and not _groups_disjoint(lists, table_rule(table), lambda: read_groups(table).get, index):
+        return None
+    none: Sequence[str] = IdList(index, np.zeros(0, np.uint32)) if index is not None else ()
+    return Splits(
+        train=train or none,
+        labelled=labelled or none,
+        val=found.get("val.txt", none),
+        test=found.get("test.txt", none),
+        folder=folder,
+        sha256=_hashes(contents),
+        lines={name: _Lines(folder / name) for name in contents},
+    )
+
+
+# What a list of plain ids, one a line, does not hold. Ids with some of it may be right: they are looked at one by one.
+_UNUSUAL = (
+    *(b"\\", b"..", b"//", b"/.", b":", b"\n\n", b"\n/", b"\n.", b"\n ", b" \n", b"\n#", b"/\n", b"\x7f"),
+    b"\xef\xbb\xbf",
+)
+
+
+def _plain_list(content: bytes) -> list[str]:
+    """Ids of a list that holds nothing else, in its order; empty where each line must be looked at."""
+    if not content.endswith(b"\n") or content[:1] in (b"\n", b" ", b"#", b"/", b"."):
+        return []
+    values = np.frombuffer(content, np.uint8)
+    for start in range(0, len(values), 1 << 24):
+        piece = values[start : start + (1 << 24)]
+        if np.count_nonzero(piece < 32) != np.count_nonzero(piece == ord("\n")):
+            return []
+    if any(unusual in content for unusual in _UNUSUAL):
+        return []
+    try:
+        return content[:-1].decode().split("\n")
+    except UnicodeDecodeError:
+        return []
+
+
+def _sorted_list(content: bytes) -> tuple[str, ...]:
+    """Sorted ids of a list in order; none where it is not, or names one twice."""
+    ids = _plain_list(content)
+    if not all(map(operator.lt, ids, islice(ids, 1, None))):
+        ids.sort()
+        if not all(map(operator.lt, ids, islice(ids, 1, None))):
+            return ()
+    return tuple(ids)
+
+
+def _disjoint(lists: Sequence[Sequence[str]]) -> bool:
+    """Whether no case is in two of the lists."""
+    indexed = [ids for ids in lists if isinstance(ids, IdList)]
+    if len(indexed) == len(lists):
+        return len(indexed[0].union(*indexed[1:])) == sum(map(len, indexed))
+    largest = max(lists, key=len)
+    seen: set[str] = set()
+    for ids in lists:
+        if ids is not largest:
+            if not seen.isdisjoint(ids):
+                return False
+            seen.update(ids)
+    return seen.isdisjoint(largest)
+
+
+def _inside(small: Sequence[str], large: Sequence[str]) -> bool:
+    if isinstance(small, IdList) and isinstance(large, IdList):
+        return bool(large.marks()[small.rows].all())
+    return not set(small).difference(large)
+
+
+def regex_rule(group_regex: str) -> str:
+    """How an index says that its groups are what this expression finds."""
+    return f"regex {group_regex}"
+
+
+def table_rule(path: Path) -> str:
+    """How an index says that its groups are those of this table, as it is now."""
+    return f"table {hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def _groups_disjoint(
+    lists: Sequence[Sequence[str]], rule: str, finder: Callable[[], Callable[[str], str | None]], index: Index | None
+) -> bool:
+    """Whether every case has a group, and no group is in two lists."""
+    indexed = [ids for ids in lists if isinstance(ids, IdList)]
+    if index is not None and len(indexed) == len(lists) and index.header.get("group_rule") == rule:
+        owner = np.zeros(len(index.groups) + 1, np.uint8)
+        for number, ids in enumerate(indexed, start=1):
+            codes = index.column("group")[ids.rows]
+            if not codes.all() or ((owner[codes] != 0) & (owner[codes] != number)).any():
+                return False
+            owner[codes] = number
+        return True
+    find = finder()
+    seen: set[str | None] = {None}
+    for those in lists:
+        groups = set(map(find, those))
+        if not seen.isdisjoint(groups):
+            return False
+        seen |= groups
+    return True
 
 
 def read_groups(path: str | Path, id_column: str = "id", group_column: str = "group") -> dict[str, str]:
@@ -211,42 +399,90 @@ def group_of(case_id: str, group_regex: str) -> str | None:
     Raises:
         ConfigError: no regular expression.
     """
-    return _match(_compile(group_regex), case_id)
+    return group_finder(group_regex)(case_id)
+
+
+def group_finder(group_regex: str) -> Callable[[str], str | None]:
+    """``group_of`` for many ids.
+
+    Args:
+        group_regex: a regular expression.
+    Raises:
+        ConfigError: no regular expression.
+    """
+    return partial(_match, _compile(group_regex))
+
+
+def independent_units(folder: str | Path, ids: Iterable[str], *, group_regex: str | None = None) -> dict[str, str]:
+    """What each case is an observation of: its patient, together with all that show nearly the same picture.
+
+    Scores of cases of one unit are not independent; a mean over units, each the mean of its cases, counts it once.
+
+    Args:
+        folder: of the lists; its ``groups.csv`` and ``near_duplicates.csv`` are read where they are.
+        ids: the cases.
+        group_regex: the part of an id that is the patient; None: only the tables tell.
+    Returns:
+        id -> name of its unit: the first of its cases.
+    Raises:
+        DataError, ConfigError: a table or an expression that cannot be used.
+    """
+    folder = Path(folder)
+    ids = sorted(ids)
+    find = group_finder(group_regex) if group_regex is not None else lambda case_id: None
+    patients = read_groups(folder / GROUPS_FILE) if (folder / GROUPS_FILE).is_file() else {}
+    alike = read_groups(folder / DUPLICATES_FILE) if (folder / DUPLICATES_FILE).is_file() else {}
+    units, first_of = Units(ids), dict[tuple[str, str], str]()
+    for case_id in ids:
+        for kind, group in (("name", find(case_id)), ("patient", patients.get(case_id)), ("look", alike.get(case_id))):
+            if group is not None:
+                units.tie(first_of.setdefault((kind, group), case_id), case_id)
+    return {case_id: unit[0] for unit in units.sets() for case_id in unit}
 
 
 def check_against(
-    splits: Splits, available_ids: Iterable[str], *, checked: tuple[str, ...] = SPLITS, where: str = "the data folder"
+    splits: Splits, available_ids: Collection[str], *, checked: tuple[str, ...] = SPLITS, where: str = "the data folder"
 ) -> None:
     """Refuse lists that name cases which are not there. Files that no list names are fine.
 
     Args:
-        available_ids: ids found in ``where``.
+        available_ids: ids found in ``where``; an index, or anything else that can be asked for its ids.
         checked: which of train, val, test should be found there.
     Raises:
         DataError: every missing id with file and line, the first 20 with the nearest existing name.
     """
-    available = set(available_ids)
-    missing = [(s, i) for s in checked for i in getattr(splits, s) if i not in available]
+    missing = _absent(splits, available_ids, checked)
     if not missing:
         return
-    loose = {_loosely(i): i for i in available}
-    ordered = sorted(available)
+    names = NearestNames(available_ids if isinstance(available_ids, Index) else list(available_ids))
+    helped = names.affordable(min(_NEAREST, len(missing)))
     faults = []
     for number, (split, case_id) in enumerate(missing):
         text = f"{splits.place(f'{split}.txt', case_id)}: {case_id!r} is not in {where}"
-        if number < 20:
-            near = loose.get(_loosely(case_id)) or next(iter(difflib.get_close_matches(case_id, ordered, n=1)), None)
-            text += f"; nearest is {near!r}" if near else ""
+        if number < helped and (near := names.of(case_id)):
+            text += f"; nearest is {near!r}"
         faults.append(Fault("missing image", text, (case_id,)))
     _raise_all(faults, f"{len(missing)} of {sum(len(getattr(splits, s)) for s in checked)} listed cases in {where}")
 
 
-def _parse(path: Path) -> tuple[list[tuple[int, str]], list[Fault]]:
-    """Entries, and faults as ``file:line: text``."""
+def _absent(splits: Splits, available_ids: Collection[str], checked: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(split, id) of the cases that are not there."""
+    if isinstance(available_ids, Index):
+        rows = {split: available_ids.rows(getattr(splits, split)) for split in checked}
+        return [(s, getattr(splits, s)[int(n)]) for s in checked for n in np.flatnonzero(rows[s] < 0)]
+    available = available_ids if isinstance(available_ids, Mapping) else frozenset(available_ids)
+    return [(s, i) for s in checked for i in getattr(splits, s) if i not in available]
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise NotFoundError(f"split list {path} does not exist") from None
+
+
+def _parse(path: Path, content: bytes) -> tuple[list[tuple[int, str]], list[Fault]]:
+    """Entries, and faults as ``file:line: text``."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -353,12 +589,6 @@ def _shared_groups(
                 )
                 faults.append(Fault("shared group", text, (case_id, other_id)))
     return faults
-
-
-def _loosely(case_id: str) -> str:
-    """Equal for names that differ by case, Unicode form or extension only."""
-    plain = unicodedata.normalize("NFC", case_id).casefold()
-    return re.sub(r"\.(png|jpe?g|bmp|tiff?|h5)$", "", plain)
 
 
 def _raise_all(faults: list[Fault], what: str) -> None:

@@ -262,5 +262,7 @@ def test_the_commands_of_the_document_work(tmp_path, monkeypatch):
             force = ["--force"] if tool == "make_splits" else []
             assert run_command(TOOLS[tool], [*words, *force]) == 0, (tool, words)
             done.append(tool)
-    assert done == ["init", "check_data", "make_splits", "make_splits"]
+    assert done == ["init", "check_data", *["make_splits"] * 6]
+    assert (tmp_path / "data_splits" / "my_study" / "labelled_3groups_draw4.txt").exists()
+    assert (tmp_path / "data_splits" / "my_folds" / "fold4" / "test.txt").exists()
     assert (tmp_path / "preview.png").exists() and (tmp_path / "data_splits" / "my_study" / "groups.csv").exists()

@@ -204,6 +204,45 @@ def test_near_duplicates_are_warnings(study):
     assert study.check(near=False).warnings == []
 
 
+@pytest.mark.parametrize("shift", [0, 5])
+def test_near_duplicates_inside_the_test_list_are_told(study, shift):
+    image = np.asarray(Image.open(study.images / "p8_e.png")).astype(int)
+    Image.fromarray(np.clip(image + shift, 0, 255).astype(np.uint8)).save(study.images / "p9_e.png")
+    shutil.copy(study.masks / "p8_e.png", study.masks / "p9_e.png")
+    (fault,) = study.check().warnings
+    assert (fault.kind, fault.cases) == ("near duplicates in one split", ("p8_e", "p9_e"))
+    assert "test: p8_e ~ p9_e are one observation, not 2; knowsam splits --mark-duplicates" in fault.text
+    (study.lists / "near_duplicates.csv").write_text("id,group\np8_e,p8_e\np9_e,p8_e\n")
+    (fault,) = study.check().warnings  # still told: it says what the scores are worth
+    assert fault.text == "test: p8_e ~ p9_e are one observation, not 2"
+    for name in ("p0_t", "p1_t"):  # inside train they harm nothing
+        Image.fromarray(np.clip(image + 9, 0, 255).astype(np.uint8)).save(study.images / f"{name}.png")
+        shutil.copy(study.masks / "p8_e.png", study.masks / f"{name}.png")
+    assert [fault.cases for fault in study.check().warnings if fault.kind == "near duplicates in one split"] == [
+        ("p8_e", "p9_e")
+    ]
+
+
+def test_volumes_that_have_a_slice_in_common_are_not_one(tmp_path):
+    (tmp_path / "data" / "slices").mkdir(parents=True)
+    slices = [render(np.random.default_rng(n), 48, 2)[0][..., 0] / 255 for n in range(12)]
+    volumes = {"v1": [0, 1, 2, 3], "v2": [3, 4, 5, 6], "v3": [7, 8, 9, 10], "v4": [8, 9, 10, 11]}
+    for name, numbers in volumes.items():
+        with h5py.File(tmp_path / "data" / f"{name}.h5", "w") as file:
+            file["image"] = np.stack([slices[n] for n in numbers])
+            file["label"] = np.ones((4, 48, 48), np.uint8) * np.arange(48, dtype=np.uint8).clip(0, 1)
+    (tmp_path / "test.txt").write_text("v1\nv2\nv3\nv4\n")
+
+    def build(splits):
+        return H5Slices(root=tmp_path, splits=splits, num_classes=2)
+
+    found, _ = check_all(
+        build, inspect_splits(tmp_path), num_classes=2, class_names=["a", "b"], cache_folder=tmp_path / "cache"
+    )
+    told = [fault.cases for fault in found.warnings if fault.kind == "near duplicates in one split"]
+    assert told == [("v3", "v4")]
+
+
 def test_what_numbers_say(study):
     for case_id in LISTS["labelled_half"]:
         path = study.masks / f"{case_id}.png"

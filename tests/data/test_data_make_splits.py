@@ -9,8 +9,19 @@ from hypothesis import strategies as st
 
 from knowsam.data.builtin import render
 from knowsam.data.looks import look
-from knowsam.data.make_splits import Amount, draw, list_files, lists_hash, tie_units, write_lists
-from knowsam.data.splits import load_splits
+from knowsam.data.make_splits import (
+    Amount,
+    Trait,
+    draw,
+    draw_folds,
+    draw_labels,
+    list_files,
+    lists_hash,
+    tie_units,
+    write_draws,
+    write_lists,
+)
+from knowsam.data.splits import independent_units, load_splits
 from knowsam.errors import ConfigError, DataError, ExistsError
 
 AMOUNTS = [Amount(5, "pct"), Amount(10, "pct"), Amount(20, "pct"), Amount(3, "groups"), Amount(7, "cases")]
@@ -232,3 +243,182 @@ def test_lists_are_not_overwritten(tmp_path):
     assert not (tmp_path / "labelled_20pct.txt").exists()  # would not lie inside the new train list
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert load_splits(tmp_path, "labelled_10pct").train
+
+
+# ---------------------------------------------------------------- further draws, and folds
+
+
+def study(seed, groups=30, classes=3):
+    """Units of 1 to 8 cases, most of them with a mask, and what the masks show: classes go by patient, as in life."""
+    rng = random.Random(seed)
+    units, traits = [], {}
+    for n in range(groups):
+        ids = [f"p{n:03d}_{k}" for k in range(rng.randint(1, 8))]
+        own = frozenset(k for k in range(1, classes + 1) if rng.random() < 1 / k)
+        for i in ids:
+            if rng.random() < 0.9:
+                area = rng.random() ** 2 if own else 0.0
+                traits[i] = Trait(own if area else frozenset(), area)
+        units.append(ids)
+    return units, traits
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_label_draws(seed):
+    units, traits = study(seed)
+    ids = flat(units)
+    amounts = [Amount(10, "pct"), Amount(30, "pct"), Amount(4, "groups")]
+    drawn = draw_labels(units, list(traits), train=len(ids), labelled=amounts, label_seeds=[0, 1, 5], traits=traits)
+    assert set(drawn.lists) == {f"{a.list_name}_draw{n}" for a in amounts for n in (0, 1, 5)}
+    owner = {i: n for n, unit in enumerate(units) for i in unit}
+    for case_ids in drawn.lists.values():
+        held = {owner[i] for i in case_ids}  # whole patients, and of those every case that has a mask
+        assert case_ids == sorted(i for n in held for i in units[n] if i in traits)
+    for n in (0, 1, 5):
+        assert set(drawn.lists[f"labelled_10pct_draw{n}"]) <= set(drawn.lists[f"labelled_30pct_draw{n}"])
+        assert len({owner[i] for i in drawn.lists[f"labelled_4groups_draw{n}"]}) == 4
+    assert len({tuple(drawn.lists[f"labelled_30pct_draw{n}"]) for n in (0, 1, 5)}) > 1
+    # the same again: in another order, with other seeds and sizes beside it
+    shuffled = random.Random(seed).sample(units, len(units))
+    again = draw_labels(
+        shuffled, list(traits)[::-1], train=len(ids), labelled=amounts[1:2], label_seeds=[7, 5], traits=traits
+    )
+    assert again.lists["labelled_30pct_draw5"] == drawn.lists["labelled_30pct_draw5"]
+
+
+def test_label_draws_hold_what_the_training_cases_hold():
+    ids = [f"case_{n:03d}" for n in range(400)]
+    kinds = [frozenset({1})] * 300 + [frozenset({1, 2})] * 80 + [frozenset()] * 20
+    rng = random.Random(0)
+    traits = {i: Trait(kind, rng.random() if kind else 0.0) for i, kind in zip(ids, kinds, strict=True)}
+    masked = dict(units=[[i] for i in ids], masked=ids, train=400, labelled=[Amount(10, "pct")], label_seeds=range(40))
+    stratified = draw_labels(**masked, traits=traits).lists.values()
+    plain = draw_labels(**masked).lists.values()
+
+    def spread(lists, what):
+        values = [what([traits[i] for i in case_ids]) for case_ids in lists]
+        mean = sum(values) / len(values)
+        return mean, (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
+
+    for number, expected in ((2, 8), (1, 38)):
+        counts = [sum(number in traits[i].classes for i in case_ids) for case_ids in stratified]
+        assert all(abs(count - expected) <= 4 for count in counts)
+    without = [sum(not traits[i].classes for i in case_ids) for case_ids in stratified]
+    assert set(without) <= {1, 2, 3}
+    for what in (lambda those: sum(2 in trait.classes for trait in those), lambda those: sum(t.area for t in those)):
+        assert spread(stratified, what)[1] < 0.75 * spread(plain, what)[1]
+    drawn_often = sorted(sum(i in case_ids for case_ids in stratified) for i in ids)
+    assert drawn_often[0] < 4 < drawn_often[-1] and sum(drawn_often) == 40 * 40  # chance decides, of all alike
+
+
+def test_a_rare_kind_is_drawn_as_often_as_it_is_there():
+    ids = [f"case_{n:02d}" for n in range(50)]
+    traits = {i: Trait(frozenset({2 if n == 7 else 1}), 0.5) for n, i in enumerate(ids)}
+    drawn = draw_labels(
+        [[i] for i in ids], ids, train=50, labelled=[Amount(20, "pct")], label_seeds=range(200), traits=traits
+    )
+    assert 20 < sum("case_07" in those for those in drawn.lists.values()) < 65  # 40 of 200 expected
+
+
+def test_label_draws_are_the_same_on_every_machine():
+    ids = flat(singles(20))
+    traits = {i: Trait(frozenset({1 + n % 2}), n / 20) for n, i in enumerate(ids)}
+    drawn = draw_labels(singles(20), ids, train=20, labelled=[Amount(25, "pct")], label_seeds=[0, 1], traits=traits)
+    # Not to be changed: lists that people have drawn and published would change with it.
+    assert drawn.lists == {
+        "labelled_25pct_draw0": ["case_000", "case_006", "case_011", "case_013", "case_018"],
+        "labelled_25pct_draw1": ["case_004", "case_008", "case_011", "case_017", "case_018"],
+    }
+
+
+def test_too_much_is_refused():
+    with pytest.raises(DataError, match="labelled_30pct needs 30 cases"):
+        draw_labels(singles(9), flat(singles(9)), train=100, labelled=[Amount(30, "pct")], label_seeds=[0])
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("fixed", [False, True])
+def test_folds(seed, fixed):
+    units, traits = study(seed)
+    test = ["t_1", "t_0"] if fixed else None
+    options = dict(val=0.0 if fixed else 15.0, labelled=[Amount(10, "pct")], seed=seed, traits=traits, test=test)
+    drawings = draw_folds(units, list(traits), 4, **options)
+    owner = {i: n for n, unit in enumerate(units) for i in unit}
+    role = "val" if fixed else "test"
+    held = [set(drawn.lists[role]) for drawn in drawings]
+    assert sum(map(len, held)) == len(traits) and set().union(*held) == set(traits)  # each case with a mask, once
+    for drawn in drawings:
+        lists = {name: set(ids) for name, ids in drawn.lists.items()}
+        parts = [lists["train"], lists["val"], lists["test"] - {"t_0", "t_1"}]
+        assert sum(map(len, parts)) + len(drawn.left_out) == len(owner)
+        assert all(
+            not {owner[i] for i in a} & {owner[i] for i in b} for a, b in itertools.combinations(parts, 2) if a and b
+        )
+        assert lists["labelled_10pct"] <= lists["labelled_max"] == lists["train"] & set(traits)
+        assert drawn.lists["test"] == ["t_0", "t_1"] if fixed else len(lists["val"]) >= 1
+        assert all(ids == sorted(ids) for ids in drawn.lists.values())
+    again = draw_folds(random.Random(1).sample(units, len(units)), list(traits)[::-1], 4, **options)
+    assert [drawn.lists for drawn in again] == [drawn.lists for drawn in drawings]
+    other = draw_folds(units, list(traits), 4, **{**options, "seed": seed + 100})
+    assert [drawn.lists for drawn in other] != [drawn.lists for drawn in drawings]
+
+
+def test_folds_hold_like_numbers_of_everything():
+    units, traits = study(3, groups=100)
+    drawings = draw_folds(units, list(traits), 5, traits=traits)
+    tests = [[traits[i] for i in drawn.lists["test"]] for drawn in drawings]
+    for what in (
+        lambda those: len(those),
+        lambda those: sum(1 in trait.classes for trait in those),
+        lambda those: sum(3 in trait.classes for trait in those),
+        lambda those: sum(trait.area for trait in those),
+    ):
+        values = [what(those) for those in tests]
+        assert max(values) - min(values) <= 0.2 * sum(values) / 5, values
+
+
+def test_fold_refusals():
+    for folds, val, error, says in (
+        (1, 10, ConfigError, "needed are 2"),
+        (2, 60, ConfigError, "leave some for training"),
+        (5, 10, DataError, "5 folds of 5 sets"),
+    ):
+        with pytest.raises(error, match=says):
+            draw_folds(singles(5), flat(singles(5)), folds, val=val)
+    assert len(draw_folds(singles(5), flat(singles(5)), 5, val=0)) == 5
+
+
+def test_draws_are_written_beside_lists_and_stay_there(tmp_path):
+    ids = flat(singles(40))
+    base = list_files(draw(singles(40), ids, labelled=[Amount(10, "pct")]))
+    write_lists(tmp_path, base, "base")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    draws = {"labelled_10pct_draw0.txt": "case_000\n", "labelled_10pct_draw1.txt": "case_001\n"}
+    assert write_draws(tmp_path, draws, "first\n") == list(draws)
+    assert write_draws(tmp_path, draws, "again\n") == []
+    with pytest.raises(ExistsError, match=r"labelled_10pct_draw1\.txt"):
+        write_draws(tmp_path, {"labelled_10pct_draw1.txt": "case_002\n"}, "other\n")
+    assert write_draws(tmp_path, {"labelled_10pct_draw2.txt": "case_002\n"}, "more\n")
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    summary = (tmp_path / "summary_draws.md").read_text()
+    assert summary.index("first") < summary.index("more") and "again" not in summary and "other" not in summary
+    # the same lists again: nothing to do; other lists: refused, and by force the draws go with them
+    assert write_lists(tmp_path, base, "base") is False
+    changed = {**base, "val.txt": "case_000\n"}
+    with pytest.raises(ExistsError):
+        write_lists(tmp_path, changed, "x")
+    assert write_lists(tmp_path, changed, "x", force=True)
+    assert not list(tmp_path.glob("*_draw*.txt"))
+
+
+def test_duplicates_are_written_beside_lists_that_are_the_same(tmp_path):
+    ids = flat(singles(40))
+    drawn = draw(singles(40), ids)
+    write_lists(tmp_path, list_files(drawn), "base")
+    first, second = drawn.lists["test"][:2]
+    files = list_files(drawn, duplicates={"test": [[first, second]]})
+    assert files["near_duplicates.csv"] == f"id,group\n{first},{first}\n{second},{first}\n"
+    assert write_lists(tmp_path, files, "more") is True
+    assert write_lists(tmp_path, files, "more") is False
+    units = independent_units(tmp_path, drawn.lists["test"])
+    assert units[first] == units[second] == first and len(set(units.values())) == len(drawn.lists["test"]) - 1

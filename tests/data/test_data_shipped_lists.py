@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from knowsam.cli.main import run_command
 from knowsam.data.cache import build_cache
 from knowsam.data.folder import ImageFolder
 from knowsam.data.h5 import H5Slices
@@ -58,7 +60,7 @@ def test_lists(name):
     for path in (LISTS / name).glob("*.txt"):
         lines = path.read_bytes().decode().split("\n")
         assert lines.pop() == "" and lines == sorted(set(lines)) and all(lines), path
-    assert {p.stem for p in (LISTS / name).glob("labelled_*")} == set(label_names)
+    assert {p.stem for p in (LISTS / name).glob("labelled_*") if "_draw" not in p.stem} == set(label_names)
 
 
 def test_isic_has_instructions_only():
@@ -97,7 +99,24 @@ def test_lists_can_be_drawn_again(tmp_path):
         real(name)
     subprocess.run([sys.executable, LISTS / "draw.py", DATA, tmp_path], check=True, stdout=subprocess.DEVNULL)
     drawn = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*.txt")}
-    assert drawn == {p.relative_to(LISTS): p.read_bytes() for p in LISTS.rglob("*.txt")}
+    assert drawn == {p.relative_to(LISTS): p.read_bytes() for p in LISTS.rglob("*.txt") if "_draw" not in p.stem}
+
+
+def test_label_draws_of_kvasir():
+    for percent, count in ((5, 40), (10, 80)):
+        lists = [load_splits(LISTS / "kvasir_seg", f"labelled_{percent}pct_draw{n}").labelled for n in range(5)]
+        assert {len(ids) for ids in lists} == {count} and len(set(lists)) == 5
+    inner, outer = (load_splits(LISTS / "kvasir_seg", f"labelled_{p}pct_draw3").labelled for p in (5, 10))
+    assert set(inner) < set(outer)
+
+
+def test_label_draws_can_be_drawn_again(tmp_path):
+    root, lists = real("kvasir_seg"), tmp_path / "lists"
+    shutil.copytree(LISTS / "kvasir_seg", lists, ignore=shutil.ignore_patterns("*_draw*"))
+    words = ["--images", str(root), "--out", str(lists), "--labelled", "5", "10", "--label-seed", "0..4"]
+    assert run_command("splits", words) == 0
+    shipped = {p.name: p.read_bytes() for p in (LISTS / "kvasir_seg").glob("*_draw*.txt")}
+    assert {p.name: p.read_bytes() for p in lists.glob("*_draw*.txt")} == shipped
 
 
 @pytest.mark.parametrize("name", ["kvasir_seg", "dsb2018", "polyp_external"])

@@ -1,11 +1,18 @@
 import codecs
+import difflib
+import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from knowsam.data import splits as module
+from knowsam.data.nearest import NearestNames
 from knowsam.data.splits import (
     Splits,
     check_against,
     group_of,
+    independent_units,
     inspect_splits,
     load_splits,
     read_groups,
@@ -240,3 +247,104 @@ def test_names_that_lists_cannot_hold(tmp_path):
         assert read_list(tmp_path / "test.txt") == [(1, name)]
     for name in ("#a", " a", "a ", "a\nb"):
         assert unlistable(name)
+
+
+PIECES = [*"a \t#./\\:\r\n\x7f\0é\ufeff\u2028", "b/", "p1_", "c\n", "d\n"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_a_list_read_as_a_whole_is_that_read_line_by_line(text, tmp_path_factory):
+    content = text.encode()
+    entries, faults = module._parse(tmp_path_factory.getbasetemp() / "test.txt", content)
+    whole = module._plain_list(content)
+    if whole:  # else it is read line by line anyway
+        assert not faults and list(enumerate(whole, start=1)) == entries
+
+
+def test_lists_in_order_are_not_read_line_by_line(tmp_path, monkeypatch):
+    slow = load_splits(write(tmp_path, GOOD), group_regex=REGEX)
+    monkeypatch.setattr(module, "_parse", lambda *_: pytest.fail("line by line"))
+    fast = load_splits(tmp_path, group_regex=REGEX)
+    assert fast == slow and fast.place("train.txt", "p2_a").endswith("train.txt:3")
+    write(tmp_path, {"groups.csv": "id,group\np1_a,A\np1_b,A\np2_a,B\np3_a,C\np4_a,D\n"})
+    assert load_splits(tmp_path).test == ("p4_a",)
+    write(tmp_path, {"train.txt": "p2_a\np1_b\np1_a\n"})
+    unsorted = load_splits(tmp_path)
+    assert unsorted.train == slow.train and unsorted.lines["train.txt"]["p2_a"] == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_in_order", lambda *_: None)
+    assert load_splits(tmp_path).lines["train.txt"] == dict(unsorted.lines["train.txt"])
+
+
+def altered(name, rng, edits):
+    letters = list(name)
+    for _ in range(edits):
+        at = rng.randrange(len(letters))
+        letters[at : at + 1] = rng.choice(["", "x", "7", letters[at] * 2, "_"])
+    return "".join(letters)
+
+
+@pytest.mark.parametrize("edits", [1, 2, 3])
+def test_the_nearest_is_as_near_as_the_nearest_of_all(edits):
+    rng = random.Random(edits)
+    names = [f"patient{rng.randrange(900):03d}_{rng.choice(['ED', 'ES'])}_slice_{n % 12}" for n in range(1500)]
+    names = list(dict.fromkeys(names))
+    nearest = NearestNames(names)
+    for name in (altered(rng.choice(names), rng, edits) for _ in range(25)):
+        (best,) = difflib.get_close_matches(name, names, n=1)
+        found = nearest.of(name)
+        ratios = [difflib.SequenceMatcher(None, candidate, name).ratio() for candidate in (found, best)]
+        assert ratios[0] == ratios[1], (name, found, best)
+
+
+def test_nearest_of_odd_names():
+    names = ["a", "Straße", "e\u0301tude", "x" * 300, "\udcff", "line\nbreak", "b c"]
+    nearest = NearestNames(names)
+    assert nearest.of("STRASSE") == "Straße" and nearest.of("étude.png") == "e\u0301tude" and nearest.of("A") == "a"
+    assert nearest.of("x" * 290) == "x" * 300 and nearest.of("line_break") == "line\nbreak"
+    assert nearest.of("nothing alike") is None and nearest.of("") is None
+    assert NearestNames([]).of("a") is None and NearestNames(["a"]).of("a.png") == "a"
+
+
+def test_names_are_found_across_pieces(monkeypatch):
+    names = [f"case_{n:05d}" for n in range(2000)]
+    expected = NearestNames(names).of("case_01234x")
+    monkeypatch.setattr("knowsam.data.nearest._PIECE", 97)
+    assert NearestNames(names).of("case_01234x") == expected == "case_01234"
+
+
+def test_missing_names_among_100000_are_told_after_few_comparisons(monkeypatch):
+    names = [f"patient{n // 40:05d}/scan{n % 40:02d}" for n in range(100_000)]
+    compared = []
+    ratio = difflib.SequenceMatcher.real_quick_ratio  # of every name that difflib looks at
+
+    def counted(matcher):
+        compared.append(1)
+        return ratio(matcher)
+
+    monkeypatch.setattr(difflib.SequenceMatcher, "real_quick_ratio", counted)
+    lost = tuple(f"{name}_T1" for name in names[1000:1030])
+    with pytest.raises(DataError) as caught:
+        check_against(Splits(val=lost, lines={}), names, where="images")
+    assert len(compared) <= 20 * 50
+    assert str(caught.value).count("nearest is") == 20 and "nearest is 'patient00025/scan00'" in str(caught.value)
+
+
+def test_of_very_many_names_the_nearest_is_sought_for_the_first_few(monkeypatch):
+    monkeypatch.setattr("knowsam.data.nearest.MOST_BYTES", 30)
+    with pytest.raises(DataError) as caught:
+        check_against(Splits(val=("aax", "bbx", "ccx")), ["aa1", "bb2", "cc3"])
+    assert str(caught.value).count("nearest is") == 2
+
+
+def test_independent_units(tmp_path):
+    ids = ["p1_a", "p1_b", "p2_a", "p3_a", "p4_a", "p4_b"]
+    assert independent_units(tmp_path, ids) == {i: i for i in ids}
+    by_name = independent_units(tmp_path, ids, group_regex=REGEX)
+    assert by_name == dict(zip(ids, ["p1_a", "p1_a", "p2_a", "p3_a", "p4_a", "p4_a"], strict=True))
+    # a picture of p2 is nearly one of p1: both patients are one unit, for their scores depend on each other
+    write(tmp_path, {"near_duplicates.csv": "id,group\np1_b,p1_b\np2_a,p1_b\nelsewhere,p1_b\n"})
+    assert independent_units(tmp_path, ids, group_regex=REGEX)["p2_a"] == "p1_a"
+    write(tmp_path, {"groups.csv": "id,group\np3_a,X\np4_a,X\n"})
+    assert independent_units(tmp_path, ids)["p4_a"] == "p3_a" and independent_units(tmp_path, ids)["p4_b"] == "p4_b"
