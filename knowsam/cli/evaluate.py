@@ -272,6 +272,7 @@ class _Scorer:
         """The scores, with subgroups where they were asked for or the data have several domains."""
         from knowsam.engine.evaluate import evaluate
         from knowsam.engine.log import Counter
+        from knowsam.engine.subgroups import near_duplicates
 
         config, args = self.config, self.args
         cases = self.data.source.eval_ids(args.split)
@@ -296,6 +297,7 @@ class _Scorer:
             dataset=self.data.config.name if self.data.other else None,
             groups=groups or None,
             grouped_by=by,
+            near_duplicates=near_duplicates(self.data.source, cases) or None,
         )
 
     def choose(self, source: "Source", outputs: "Sequence[str]") -> dict[str, Any]:

@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from knowsam.config import load_config
     from knowsam.engine.evaluate import score
     from knowsam.engine.log import Counter, say, warn
+    from knowsam.engine.subgroups import near_duplicates
     from knowsam.inference.masks import find_masks
 
     config = load_config(args.experiment)
@@ -70,9 +71,8 @@ def run(args: argparse.Namespace) -> int:
     _refuse_missing(found, args, len(cases))
     if found.strangers:
         shown = ", ".join(found.strangers[:3]) + (", ..." if len(found.strangers) > 3 else "")
-        warn(
-            f"{len(found.strangers)} files of {args.masks} belong to no {args.split} case and are passed over: {shown}"
-        )
+        many = "1 file of" if len(found.strangers) == 1 else f"{len(found.strangers)} files of"
+        warn(f"passed over, as their names are no {args.split} cases: {many} {args.masks}: {shown}")
     groups, by = grouped(args.by, source, cases)
     tolerance = config.evaluate.nsd_tolerance if args.nsd_tolerance is None else args.nsd_tolerance
     with Counter(f"scoring {args.split}") as progress:
@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = {"kind": "masks", "file": f"masks of {name}", "step": None, "outputs": [name]}
     checkpoint |= {"chosen_by": "unknown, they were scored as they are", "split": None, "value": None}
     evaluation = replace(evaluation, checkpoint=checkpoint, groups=groups or None, grouped_by=by)
+    evaluation = replace(evaluation, near_duplicates=near_duplicates(source, cases) or None)
     out = Path(args.out) if args.out else Path("runs") / config.name / name
     splits = {
         "labelled": source.labelled_ids(),

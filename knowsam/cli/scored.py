@@ -46,5 +46,5 @@ def write_scored(
     values = yaml.safe_load(to_yaml(config))
     values["method"] = {"name": method}
     run.write_json(run.splits, dict(splits))
-    run.status("complete", 0, scores_only=True)
+    run.status("complete", 0, called=method)
     run.config.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -59,6 +59,7 @@ class Evaluation:
         grouped_by: what the subgroups are, in words; empty without any.
         ignored: pixels that were left out because nothing is known of them: ``cases`` that have some, ``share`` of all
             pixels. None when there are none.
+        near_duplicates: case -> group, of the cases that show nearly the same as another of them; None when none does.
     """
 
     rows: list[dict[str, Any]]
@@ -76,6 +77,7 @@ class Evaluation:
     groups: Mapping[str, str] | None = None
     grouped_by: str = ""
     ignored: Mapping[str, float] | None = None
+    near_duplicates: Mapping[str, str] | None = None
     _summary: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -141,6 +143,7 @@ class Evaluation:
                 groups=None,
                 grouped_by="",
                 ignored=None,
+                near_duplicates=None,
                 _summary={},
             )
             for name in sorted({groups[case] for case in self.cases if case in groups})
@@ -180,6 +183,7 @@ class Evaluation:
             **({} if self.postprocess is None else {"postprocess": dict(self.postprocess)}),
             **({} if self.dataset is None else {"dataset": self.dataset}),
             **({} if self.ignored is None else {"ignored": dict(self.ignored)}),
+            **({} if not self.near_duplicates else {"near_duplicates": dict(self.near_duplicates)}),
             "summary": self.summary(),
             **({} if not self.groups else {"subgroups": self._subgroup_record()}),
         }

@@ -1,5 +1,6 @@
 """Which subgroup a case belongs to: the folder in its id, a column of a table, or the domain that its source names."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from knowsam.data.splits import GROUPS_FILE, read_groups
 from knowsam.errors import DataError, NotFoundError
 
 FOLDER, DOMAIN = "folder", "domain"
+
+DUPLICATES_FILE = "near_duplicates.csv"
+"""Beside the lists where pictures of one list show the same thing: ``id,group``, those pictures only."""
 
 
 def subgroups(by: str, source: Source, case_ids: Sequence[str]) -> tuple[dict[str, str], str]:
@@ -55,6 +59,24 @@ def domains(source: Source, case_ids: Sequence[str]) -> dict[str, str]:
         return {}
     named = {case: of(case) for case in case_ids}
     return {case: str(name) for case, name in named.items() if name is not None}
+
+
+def near_duplicates(source: Source, case_ids: Sequence[str]) -> dict[str, str]:
+    """Group of each case that shows nearly the same as another of them, by the table beside the split lists.
+
+    Args:
+        source: the data set.
+        case_ids: that are scored.
+    Raises:
+        DataError: the table cannot be read.
+    """
+    folder = getattr(getattr(source, "splits", None), "folder", None)
+    if folder is None or not (Path(folder) / DUPLICATES_FILE).is_file():
+        return {}
+    groups = read_groups(Path(folder) / DUPLICATES_FILE)
+    found = {case: groups[case] for case in case_ids if case in groups}
+    members = Counter(found.values())
+    return {case: group for case, group in found.items() if members[group] > 1}
 
 
 def _table(by: str, source: Source) -> tuple[Path, str]:

@@ -10,6 +10,7 @@ from knowsam.engine import distributed
 from knowsam.errors import ConfigError, DataError, KnowsamError
 from knowsam.inference.predict import predict_cases
 from knowsam.metrics.segmentation import case_metrics
+from knowsam.report.checks import untrained
 from knowsam.report.page.networks import OpenNetworks
 from knowsam.report.page.overlays import Overlay, telling_slice
 from knowsam.report.page.panels import Panel, plan_panels
@@ -65,6 +66,8 @@ def take_pictures(
             without[record.name] = f"The run has {record.unscored.partition('. ')[0]}, by which cases would be chosen."
         elif not count:
             without[record.name] = "None were asked for (--cases 0)."
+        elif untrained(run):
+            without[record.name] = "There is no one checkpoint to predict from."
         else:
             cases = [panel.case for panel in panels if panel.run == record.name]
             try:
