@@ -64,6 +64,7 @@ def write_run(
     outputs=None,
     splits=None,
     world_size=1,
+    others=None,
     **scores,
 ):
     """A run folder.
@@ -77,6 +78,7 @@ def write_run(
         outputs: more outputs, ``{name: dice}``; they come after ``fusion``.
         splits: over ``splits.json``.
         world_size: of the training.
+        others: scores on other data, ``{name: dice}`` of the output ``fusion``.
         scores: over the attributes of ``Evaluation``.
     """
     folder = Path(folder)
@@ -100,6 +102,11 @@ def write_run(
         classes = tuple(dict.fromkeys(item["class"] for item in rows))
         result = Evaluation(rows, split, tuple(named), classes, "px", checkpoint=checkpoint)
         replace(result, **scores).write(folder / "evaluation", split)
+    for name, values in (others or {}).items():
+        rows = rows_of(values)
+        classes = tuple(dict.fromkeys(item["class"] for item in rows))
+        result = Evaluation(rows, split, ("fusion",), classes, "px", checkpoint=checkpoint, dataset=name)
+        result.write(folder / "evaluation", f"{name}_{split}")
     return folder
 
 

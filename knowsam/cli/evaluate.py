@@ -86,7 +86,8 @@ def _postprocess(word: str) -> Any:
 
     try:
         value = yaml.safe_load(word)
-        value = None if value in ("none", None) else {"name": value} if value in STEPS else value
+        if isinstance(value, str):
+            value = None if value == "none" else {"name": value} if value in STEPS else value
         check(value)
     except (ConfigError, yaml.YAMLError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error

@@ -105,7 +105,7 @@ def collect(arguments: Sequence[str], reader: Reader, data: Collection[str] | No
 def _add_other_data(found: Found, reader: Reader, wanted: Collection[str] | None) -> None:
     """Scores on other data, each data set as an experiment of its own: its cases are others."""
     own, names = list(found.runs), {run.folder: other_data(run.folder, reader.split) for run in found.runs}
-    there = list(dict.fromkeys(name for some in names.values() for name in some))
+    there = sorted({name for some in names.values() for name in some})
     absent = [name for name in wanted or () if name not in there]
     if absent:
         raise NotFoundError(
@@ -113,7 +113,7 @@ def _add_other_data(found: Found, reader: Reader, wanted: Collection[str] | None
             hint=f"Score them: knowsam evaluate RUN --data EXPERIMENT.yaml --split {reader.split}",
         )
     for experiment in list(found.settings):
-        for name in sorted(there if wanted is None else wanted):
+        for name in there if wanted is None else sorted(set(wanted)):
             title = on_data(experiment, name)
             runs = [run for run in own if run.experiment == experiment]
             scored = [run for run in runs if name in names[run.folder]]
