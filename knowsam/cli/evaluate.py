@@ -334,10 +334,10 @@ def _chosen(loaded: "LoadedRun", scorer: _Scorer, asked: Any) -> dict[str, Any]:
     """Output -> spec; what ``auto`` means is chosen on validation once for these weights, and kept in the run."""
     from knowsam import build
     from knowsam.engine.log import say
-    from knowsam.inference.postprocess import AUTO, CHOICE_FILE, describe, has_choice, stored_choice, weights_of
+    from knowsam.inference.postprocess import AUTO, CHOICE_FILE, describe, has_choice, resolve, weights_of
 
     if asked != AUTO:
-        return dict.fromkeys(scorer.outputs, asked)
+        return {output: resolve(asked, {}, output, None) for output in scorer.outputs}
     path, origin = loaded.run.path / CHOICE_FILE, loaded.origin()
     record = loaded.run.read_json(path)
     missing = [output for output in scorer.outputs if not has_choice(record, output, origin)]
@@ -349,7 +349,7 @@ def _chosen(loaded: "LoadedRun", scorer: _Scorer, asked: Any) -> dict[str, Any]:
         record = {"checkpoint": weights_of(origin), "split": "val", "num_cases": len(source.eval_ids("val"))}
         record["outputs"] = found
         loaded.run.write_json(path, record)
-    specs = {output: stored_choice(record, output, origin) for output in scorer.outputs}
+    specs = {output: resolve(asked, record, output, origin) for output in scorer.outputs}
     for output, spec in specs.items():
         about = record["outputs"][output]
         none, best = (None if v is None else 100 * v for v in (about["tried"][0]["dice"], about["dice"]))

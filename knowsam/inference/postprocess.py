@@ -203,6 +203,22 @@ def candidates(num_classes: int) -> list[Spec]:
     return [None, holes, *alone, *([block, holes] for block in alone)]
 
 
+def resolve(asked: Any, record: Mapping[str, Any], output: str, checkpoint: Mapping[str, Any] | None) -> Spec:
+    """The spec that an output of a run is to be treated with, in evaluation, prediction and export alike.
+
+    Args:
+        asked: ``evaluate.postprocess``: a spec, or ``auto``.
+        record, output, checkpoint: as of ``stored_choice``.
+    Raises:
+        ConfigError: not a spec; ``auto``, and nothing was chosen for this output and these weights yet.
+    """
+    if asked == AUTO:
+        return stored_choice(record, output, checkpoint)
+    blocks(asked)
+    spec: Spec = asked
+    return spec
+
+
 def stored_choice(record: Mapping[str, Any], output: str, checkpoint: Mapping[str, Any] | None) -> Spec:
     """What ``auto`` chose for an output of a run.
 

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from knowsam.errors import ConfigError, DataError
-from knowsam.inference.postprocess import STEPS, apply, blocks, candidates, check, describe, has_choice, stored_choice
+from knowsam.inference.postprocess import (
+    STEPS,
+    apply,
+    blocks,
+    candidates,
+    check,
+    describe,
+    has_choice,
+    resolve,
+    stored_choice,
+)
 
 
 def drawn(text):
@@ -163,6 +173,9 @@ def test_a_choice_belongs_to_its_weights_and_output():
     record = {"checkpoint": {"file": "best.pt", "step": 40}, "outputs": {"fusion": {"spec": {"name": "largest"}}}}
     best = {"file": "best.pt", "step": 40, "outputs": ["fusion", "unet"]}
     assert stored_choice(record, "fusion", best) == {"name": "largest"}
+    assert resolve("auto", record, "fusion", best) == {"name": "largest"}
+    assert resolve(None, record, "fusion", best) is None
+    assert resolve({"name": "fill_holes"}, {}, "fusion", None) == {"name": "fill_holes"}
     for output, checkpoint in (("unet", best), ("fusion", best | {"step": 60}), ("fusion", best | {"file": "last.pt"})):
         assert not has_choice(record, output, checkpoint)
         with pytest.raises(ConfigError, match="nothing was chosen yet"):
