@@ -69,7 +69,9 @@ class Record:
 
     @property
     def step(self) -> int | None:
-        """Updates done; None when nothing tells."""
+        """Updates done; None when nothing tells, or where scores are of no training of ours."""
+        if "called" in self.status:
+            return None
         step = self.status.get("step")
         if isinstance(step, int):
             return step
