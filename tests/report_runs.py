@@ -37,6 +37,7 @@ def row(case, dice, *, output="fusion", class_name="lesion", status="ok"):
     if dice is None:
         dice, status = 1.0, "empty_both"
     scores = {"dice": dice, "iou": dice / (2 - dice), "hd95": 20 * (1 - dice), "asd": 5 * (1 - dice), "nsd": dice**2}
+    scores |= {"precision": dice**0.5, "recall": dice**1.5, "specificity": 0.9 + dice / 10}
     return {"case": case, "output": output, "class": class_name, "status": status} | {
         k: float(v) for k, v in scores.items()
     }
@@ -63,6 +64,7 @@ def write_run(
     outputs=None,
     splits=None,
     world_size=1,
+    others=None,
     **scores,
 ):
     """A run folder.
@@ -76,6 +78,7 @@ def write_run(
         outputs: more outputs, ``{name: dice}``; they come after ``fusion``.
         splits: over ``splits.json``.
         world_size: of the training.
+        others: scores on other data, ``{name: dice}`` of the output ``fusion``.
         scores: over the attributes of ``Evaluation``.
     """
     folder = Path(folder)
@@ -99,6 +102,11 @@ def write_run(
         classes = tuple(dict.fromkeys(item["class"] for item in rows))
         result = Evaluation(rows, split, tuple(named), classes, "px", checkpoint=checkpoint)
         replace(result, **scores).write(folder / "evaluation", split)
+    for name, values in (others or {}).items():
+        rows = rows_of(values)
+        classes = tuple(dict.fromkeys(item["class"] for item in rows))
+        result = Evaluation(rows, split, ("fusion",), classes, "px", checkpoint=checkpoint, dataset=name)
+        result.write(folder / "evaluation", f"{name}_{split}")
     return folder
 
 
@@ -154,4 +162,4 @@ def pair(tmp_path, ours, theirs, **changes):
     ]
 
 
-assert METRIC_NAMES == ("dice", "iou", "hd95", "asd", "nsd"), "row() gives exactly these"
+assert set(METRIC_NAMES) == set(row("a", 1.0)) - {"case", "output", "class", "status"}, "row() gives exactly these"

@@ -37,7 +37,7 @@ ALLOWED = {
     ),
     "methods": (("losses", "models", "mixing", "schedules", "data.batch", "needs", "errors"), ("torch",)),
     "inference": (
-        ("data.source", "data.readers", "data.h5", "errors", "files", "losses.entropy", "palette"),
+        ("data.source", "data.readers", "data.h5", "errors", "files", "losses.entropy", "palette", "text"),
         ("torch", "numpy", "scipy", "monai", "PIL", "h5py", "nibabel", "pydicom", "onnx", "onnxruntime"),
     ),
     "engine": (
@@ -59,7 +59,17 @@ ALLOWED = {
         ("torch", "numpy", "scipy", "rich", "tensorboard", "PIL"),
     ),
     "report": (
-        ("data.source", "engine", "errors", "files", "inference.predict", "metrics", "palette", "text"),
+        (
+            "data.source",
+            "engine",
+            "errors",
+            "files",
+            "inference.predict",
+            "inference.postprocess",
+            "metrics",
+            "palette",
+            "text",
+        ),
         ("numpy", "scipy", "jinja2", "matplotlib", "PIL", "skimage"),
     ),
     "compat": (
@@ -68,7 +78,7 @@ ALLOWED = {
     ),
     "components": (("errors", "needs", "text"), ()),
     "config": (
-        ("components", "compat.rows", "data.builtin", "digest", "errors", "needs", "text"),
+        ("components", "compat.rows", "data.builtin", "digest", "errors", "inference.postprocess", "needs", "text"),
         ("omegaconf", "yaml"),
     ),
     "study": (("config", "data", "errors", "files"), ("numpy", "yaml")),

@@ -20,7 +20,7 @@ against the baseline, Holm-corrected. docs/comparing.md explains every number.
 exit codes: 0 done, 65 runs that must not stand in one table, 66 no run or no scores, 74 disk, 78 wrong arguments.
 """
 
-METRICS = ("dice", "iou", "hd95", "asd", "nsd")
+METRICS = ("dice", "iou", "hd95", "asd", "nsd", "precision", "recall", "specificity")
 ALLOWED = ("splits", "rules", "budget", "checkpoint")
 
 
@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="NAME", help="such as fusion or sam; the deployed one if not given")
     parser.add_argument("--metric", action="extend", type=_list(METRICS), help="comma-separated, the main one first")
     parser.add_argument("--split", choices=("test", "val"), default="test")
+    parser.add_argument(
+        "--data",
+        metavar="NAME",
+        default="all",
+        help="other data that the runs were scored on, comma-separated; all, or own for none (default: all)",
+    )
     parser.add_argument(
         "--allow",
         action="extend",
@@ -69,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
     from knowsam.report.compare.notes import messages
     from knowsam.report.compare.write import write
 
-    found = collect(args.paths, reader(args.split))
+    others = {"all": None, "own": []}.get(args.data, [name.strip() for name in args.data.split(",") if name.strip()])
+    found = collect(args.paths, reader(args.split), others)
     comparison = compare(
         found,
         baseline=args.baseline,
@@ -94,6 +101,7 @@ def _print(comparison: "Comparison") -> None:
 
     from knowsam.report.compare import tables
     from knowsam.report.compare.notes import notes
+    from knowsam.report.compare.write import data_sets_of
 
     console = Console(width=None if Console().is_terminal else 140, highlight=False)
     for item in comparison.sets:
@@ -102,6 +110,10 @@ def _print(comparison: "Comparison") -> None:
         else:
             for name in item.classes:
                 console.print(_rich(tables.results(item, name)))
+            console.print(_rich(tables.errors(item)))
+        over = data_sets_of(comparison, item)
+        if over is not None:
+            console.print(_rich(over))
         for note in notes(item):
             console.print(f"- {note}", markup=False)
         console.print()

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": ("knowsam.cli.train", "train a method from an experiment file, or go on where a run stopped"),
     "check-method": ("knowsam.cli.check_method", "check that a method keeps the contract of the loop"),
     "evaluate": ("knowsam.cli.evaluate", "measure finished runs on their test cases and compare them"),
+    "score": ("knowsam.cli.score", "measure masks of another tool by the rules by which runs are measured"),
     "predict": ("knowsam.cli.predict", "segment images, volumes or folders with a finished run"),
     "export": ("knowsam.cli.export", "write a run's deployed network as one ONNX, pt2 or TorchScript file"),
     "compare": ("knowsam.cli.compare", "statistics over seeds and cases: tables, tests against a baseline, plots"),

@@ -116,7 +116,7 @@ def run(args: argparse.Namespace | TrainArguments) -> int:
             from knowsam.cli.evaluate import score_if_new
 
             settings = (run_path(config), config.train.device, config.evaluate.nsd_tolerance)
-            call_on_main(lambda: score_if_new(*settings))
+            call_on_main(lambda: score_if_new(*settings, config.evaluate.postprocess))
     return 0
 
 

@@ -310,6 +310,13 @@ def _check_pairs(config: Config, complain: Complain) -> None:
             complain(key, f"must be at least {least}, got {value}")
     if config.evaluate.nsd_tolerance < 0:
         complain("evaluate.nsd_tolerance", f"must be at least 0, got {config.evaluate.nsd_tolerance}")
+    if config.evaluate.postprocess is not None:
+        from knowsam.inference import postprocess
+
+        try:
+            postprocess.check(config.evaluate.postprocess)
+        except ConfigError as error:
+            complain("evaluate.postprocess", str(error).removeprefix("evaluate.postprocess").lstrip(": "))
     if train.precision == "fp16" and train.device == "cpu":
         complain("train.precision", "fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
     _check_needs(config, complain)

@@ -27,6 +27,7 @@ COSMETIC = {
     "train.device",
     "evaluate.batch_size",
     "evaluate.nsd_tolerance",
+    "evaluate.postprocess",
 }
 
 
@@ -46,7 +47,7 @@ def flat_config(config: Config | str) -> dict[str, Any]:
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
+    if not isinstance(values, dict) or not values or prefix[:-1] in COSMETIC:
         return {prefix[:-1]: values}
     return {k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
 

@@ -74,6 +74,7 @@ class EvaluateConfig:
 
     batch_size: int = 8  # images or slices
     nsd_tolerance: float = 2.0  # mm when the spacing is known, else pixels
+    postprocess: Any = None  # of predictions, knowsam.inference.postprocess: {name: largest}, a list of such, or `auto`
 
 
 @dataclass

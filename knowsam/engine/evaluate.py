@@ -5,18 +5,43 @@ test split, so a checkpoint cannot be chosen on it by mistake.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from knowsam.data.source import Source
 from knowsam.engine.scores import MEAN, Evaluation
 from knowsam.errors import DataError
+from knowsam.inference.postprocess import Spec, apply, candidates
 from knowsam.inference.predict import PredictFn, Resize, predict_cases
-from knowsam.metrics.segmentation import EMPTY_MODES, METRIC_NAMES, NSD_TOLERANCE, case_metrics
+from knowsam.metrics.segmentation import EMPTY_MODES, IGNORE_ID, METRIC_NAMES, NSD_TOLERANCE, case_metrics
 
 Spacing = Literal["source"] | Sequence[float] | None
+Labels = NDArray[np.uint8]
+
+
+@dataclass
+class Ignored:
+    """Counts the pixels of which nothing is known."""
+
+    cases: int = 0
+    pixels: int = 0
+    total: int = 0
+
+    def add(self, mask: NDArray[np.uint8], num_classes: int) -> None:
+        """Count those of one mask of ``num_classes`` classes."""
+        found = int((mask == IGNORE_ID).sum()) if num_classes <= IGNORE_ID else 0
+        self.cases += found > 0
+        self.pixels += found
+        self.total += mask.size
+
+    def record(self) -> dict[str, float] | None:
+        """``Evaluation.ignored``."""
+        return {"cases": self.cases, "share": self.pixels / self.total} if self.cases else None
 
 
 def evaluate(
@@ -38,6 +63,7 @@ def evaluate(
     read_ahead: int = 4,
     progress: Callable[[int, int], None] | None = None,
     cases: Sequence[str] | None = None,
+    postprocess: Mapping[str, Spec] | None = None,
 ) -> Evaluation:
     """Predict every case of a split at native resolution and score it. The training loop calls ``validate`` instead.
 
@@ -60,6 +86,7 @@ def evaluate(
         read_ahead: cases that a background thread reads while the network works.
         progress: called as ``progress(done, total)`` after each case.
         cases: ids to score instead of a split's, which ``split`` then only names.
+        postprocess: output -> what is done to its label maps before they are scored; others stay as they are.
     Raises:
         DataError: the split is empty, a mask does not fit its image or the classes, only some cases have a spacing.
         ValueError: another split, an output that does not exist, logits of another K, class names that do not fit.
@@ -69,12 +96,8 @@ def evaluate(
         raise ValueError(f"split is {split!r}; allowed: 'val', 'test'")
     if empty not in EMPTY_MODES:
         raise ValueError(f"empty is {empty!r}; allowed: {', '.join(map(repr, EMPTY_MODES))}")
-    names = _class_names(class_names, source.num_classes)
     case_ids = list(source.eval_ids(split) if cases is None else cases)
-    if not case_ids:
-        raise DataError(f"split {split!r} holds no case", hint="Name its cases in the split list, or make a split.")
-    spacings, unit = _spacings(source, case_ids, spacing if distances else None)
-
+    _refuse_empty(case_ids, split)
     predictions = predict_cases(
         method_predict,
         source,
@@ -88,34 +111,149 @@ def evaluate(
         resize=resize,
         read_ahead=read_ahead,
     )
+    # Closed at once when something below raises: the module must be back in training mode, and the reader gone.
+    with contextlib.closing(predictions):
+        return score(
+            predictions,
+            source,
+            case_ids,
+            split,
+            class_names=class_names,
+            spacing=spacing,
+            nsd_tolerance=nsd_tolerance,
+            distances=distances,
+            empty=empty,
+            postprocess=postprocess,
+            progress=progress,
+        )
+
+
+def score(
+    predictions: Iterable[tuple[str, Mapping[str, Labels]]],
+    source: Source,
+    case_ids: Sequence[str],
+    split: str,
+    *,
+    class_names: Sequence[str] | None = None,
+    spacing: Spacing = "source",
+    nsd_tolerance: float = NSD_TOLERANCE,
+    distances: bool = True,
+    empty: str = "exclude",
+    postprocess: Mapping[str, Spec] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score label maps, wherever they come from, against the masks of a data set.
+
+    Args:
+        predictions: (case id, class ids (H, W) or (D, H, W) by output name), each of ``case_ids`` once, in order.
+        source: the data set; the masks of the cases are read, and no image.
+        case_ids: of ``source``.
+        split: ``"val"`` or ``"test"``, by which the scores are called.
+        class_names, spacing, nsd_tolerance, distances, empty, postprocess, progress: as for ``evaluate``.
+    Raises:
+        DataError: no case, a mask does not fit its prediction or the classes, only some cases have a spacing, or every
+            pixel of a mask is ignored.
+        ValueError: class names that do not fit, or ``empty`` is neither.
+    """
+    if empty not in EMPTY_MODES:
+        raise ValueError(f"empty is {empty!r}; allowed: {', '.join(map(repr, EMPTY_MODES))}")
+    names = _class_names(class_names, source.num_classes)
+    _refuse_empty(case_ids, split)
+    spacings, unit = _spacings(source, case_ids, spacing if distances else None)
+    specs = {name: spec for name, spec in (postprocess or {}).items() if spec is not None}
     rows: list[dict[str, Any]] = []
     found: tuple[str, ...] = ()
-    # Closed at once when something below raises: the module must be back in training mode, and the reader gone.
+    ignored = Ignored()
+    for done, (case_id, labels) in enumerate(predictions, start=1):
+        found = found or tuple(labels)
+        mask = source.mask(case_id)
+        ignored.add(mask, source.num_classes)
+        for output, prediction in labels.items():
+            try:
+                if output in specs:
+                    prediction = apply(prediction, specs[output], _known_spacing(source, case_id, spacing))
+                records = case_metrics(
+                    prediction,
+                    mask,
+                    num_classes=source.num_classes,
+                    spacing=spacings[case_id],
+                    nsd_tolerance=nsd_tolerance,
+                    distances=distances,
+                )
+            except ValueError as error:
+                raise DataError(f"case {case_id!r}, output {output!r} cannot be scored: {error}") from error
+            rows += [
+                {"case": case_id, "output": output, "class": names[record.class_id - 1]}
+                | {metric: getattr(record, metric) for metric in METRIC_NAMES}
+                | {"status": record.status}
+                for record in records
+            ]
+        if progress is not None:
+            progress(done, len(case_ids))
+    return Evaluation(rows, split, found, names, unit, float(nsd_tolerance), empty, distances, ignored=ignored.record())
+
+
+def choose_postprocess(
+    method_predict: PredictFn,
+    source: Source,
+    *,
+    image_size: int,
+    batch_size: int,
+    device: torch.device | str,
+    outputs: Sequence[str] | None = None,
+    autocast: torch.dtype | None = None,
+    resize: Resize | None = None,
+    read_ahead: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Try ``postprocess.candidates`` on the validation split, each output on its own. There is no argument for another.
+
+    Args:
+        As for ``evaluate``.
+    Returns:
+        Output -> ``spec`` (the one with the highest mean Dice; the earliest of equal ones), ``dice`` (its mean Dice),
+        ``tried`` (every ``spec`` with its ``dice``). ``dice`` is None where the split shows no structure at all.
+    Raises:
+        As ``evaluate``.
+    """
+    case_ids = source.eval_ids("val")
+    _refuse_empty(case_ids, "val")
+    tried = candidates(source.num_classes)
+    rows: list[list[dict[str, Any]]] = [[] for _ in tried]
+    names = _class_names(None, source.num_classes)
+    found: tuple[str, ...] = ()
+    predictions = predict_cases(
+        method_predict,
+        source,
+        case_ids,
+        image_size=image_size,
+        batch_size=batch_size,
+        device=device,
+        num_classes=source.num_classes,
+        outputs=outputs,
+        autocast=autocast,
+        resize=resize,
+        read_ahead=read_ahead,
+    )
     with contextlib.closing(predictions):
         for done, (case_id, labels) in enumerate(predictions, start=1):
             found = found or tuple(labels)
-            mask = source.mask(case_id)
-            for output, prediction in labels.items():
-                try:
-                    records = case_metrics(
-                        prediction,
-                        mask,
-                        num_classes=source.num_classes,
-                        spacing=spacings[case_id],
-                        nsd_tolerance=nsd_tolerance,
-                        distances=distances,
-                    )
-                except ValueError as error:
-                    raise DataError(f"case {case_id!r}, output {output!r} cannot be scored: {error}") from error
-                rows += [
-                    {"case": case_id, "output": output, "class": names[record.class_id - 1]}
-                    | {metric: getattr(record, metric) for metric in METRIC_NAMES}
-                    | {"status": record.status}
-                    for record in records
-                ]
+            for spec, into in zip(tried, rows, strict=True):
+                treated = {output: apply(one, spec, source.spacing(case_id)) for output, one in labels.items()}
+                into += score([(case_id, treated)], source, [case_id], "val", distances=False).rows
             if progress is not None:
                 progress(done, len(case_ids))
-    return Evaluation(rows, split, found, names, unit, float(nsd_tolerance), empty, distances)
+    results = [Evaluation(some, "val", found, names, "px", distances=False).summary() for some in rows]
+    choice = {}
+    for output in found:
+        dice = [result[output][MEAN]["dice"]["mean"] for result in results]
+        best = max(range(len(tried)), key=lambda i: -1.0 if dice[i] is None else dice[i])
+        choice[output] = {
+            "spec": tried[best],
+            "dice": dice[best],
+            "tried": [{"spec": spec, "dice": value} for spec, value in zip(tried, dice, strict=True)],
+        }
+    return choice
 
 
 def validate(
@@ -160,6 +298,16 @@ def validate(
             hint="Add validation cases that show the structure; a checkpoint cannot be chosen on empty ones.",
         )
     return result
+
+
+def _refuse_empty(case_ids: Sequence[str], split: str) -> None:
+    if not case_ids:
+        raise DataError(f"split {split!r} holds no case", hint="Name its cases in the split list, or make a split.")
+
+
+def _known_spacing(source: Source, case_id: str, spacing: Spacing) -> Sequence[float] | None:
+    """mm per axis, by which sizes are measured also where distances are in pixels."""
+    return source.spacing(case_id) if spacing is None or isinstance(spacing, str) else spacing
 
 
 def _class_names(given: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:

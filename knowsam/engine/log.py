@@ -17,6 +17,14 @@ from knowsam.text import duration
 
 _BUFFERED_LINES = 10_000
 
+WIDTH = 80
+"""Columns of a log or a pipe, and of a terminal that does not say."""
+
+WARNINGS = "warnings.jsonl"
+"""In a run's folder: the warnings that stood on the console of its training, for whoever reads its scores."""
+
+_kept: list[Path] = []  # where warnings go beside the console, the innermost last
+
 
 def say(message: str) -> None:
     """Print a line on rank 0. A console that is gone or cannot show a character never stops a training."""
@@ -33,6 +41,33 @@ def warn(message: str, *, every_rank: bool = False) -> None:
     """
     if every_rank or is_main():
         _print(f"warning: {message}", sys.stderr)
+    if is_main() and _kept and message not in read_warnings(_kept[-1].parent):
+        # Information only: the disk's troubles are told by what must be written.
+        with suppress(OSError), open(_kept[-1], "a", encoding="utf-8") as file:
+            file.write(json.dumps({"text": message}) + "\n")
+
+
+@contextmanager
+def kept_warnings(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """While it lasts, ``warn`` also writes into ``WARNINGS`` of a run's folder, each text once."""
+    _kept.append(Path(folder) / WARNINGS)
+    try:
+        yield
+    finally:
+        _kept.pop()
+
+
+def read_warnings(folder: str | os.PathLike[str]) -> list[str]:
+    """The texts that ``kept_warnings`` left in a run's folder; lines that are not whole are left out."""
+    try:
+        lines = (Path(folder) / WARNINGS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    texts = []
+    for line in lines:
+        with suppress(ValueError, TypeError, LookupError):
+            texts.append(str(json.loads(line)["text"]))
+    return texts
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -238,8 +273,9 @@ class Counter:
 class Progress:
     """Progress of a training: steps, loss terms, images per second, time left.
 
-    A live line on a terminal; elsewhere a plain line every ``log_every`` steps, without control characters. Speaks on
-    rank 0 only. Use as a context manager.
+    A live line on a terminal; elsewhere a plain line every ``log_every`` steps, without control characters. A line has
+    at most ``WIDTH`` columns, or those of the terminal: loss terms for which there is no room are counted (``+3``);
+    ``metrics.jsonl`` has all of them. Speaks on rank 0 only. Use as a context manager.
 
     Args:
         max_steps: where training ends.
@@ -265,7 +301,7 @@ class Progress:
         self._clock = clock
         self._last = clock()
         self._said = start_step
-        self._terms = ""
+        self._terms: list[str] = []
         # The newest updates only: the first ones (warm-up, compilation) are soon forgotten.
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=100)
         self._bar: Any = None
@@ -298,12 +334,15 @@ class Progress:
         crossed = step // self.log_every > self._said // self.log_every or (step >= self.max_steps > self._said)
         self.step, self._last = step, now
         if terms is not None:
-            self._terms = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
+            self._terms = [f"{name} {value:.4g}" for name, value in terms.items()]
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, text=self._text())
+            # Before it stand the steps, the bar of 20 columns, and a column on each side of that.
+            before = 2 * len(str(self.max_steps)) + 1 + 20 + 2
+            self._bar.update(self._task, completed=step, text=self._text(self._bar.console.width - before))
         elif crossed:
             self._said = step
-            self.print_line(f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  {self._text()}")
+            begin = f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  "
+            self.print_line(begin + self._text(WIDTH - len(begin)))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -335,10 +374,17 @@ class Progress:
         seconds = sum(item[0] for item in self._recent)
         return sum(item[2] for item in self._recent) / seconds if seconds > 0 else math.nan
 
-    def _text(self) -> str:
+    def _text(self, width: int) -> str:
+        """Terms in their order as far as there is room, how many more there are, speed, time left."""
         speed = self.images_per_second
-        parts = [self._terms, f"{speed:.1f} images/s" if speed > 0 else "", f"eta {duration(self.seconds_left)}"]
-        return "  ".join(part for part in parts if part)
+        end = [f"{speed:.1f} images/s"] if speed > 0 else []
+        end += [f"eta {duration(self.seconds_left)}"]
+        for shown in range(len(self._terms), -1, -1):
+            more = len(self._terms) - shown
+            text = "  ".join([*self._terms[:shown], *([f"+{more}"] if more else []), *end])
+            if len(text) <= width:
+                break
+        return text
 
 
 def _live_bar(file: TextIO, max_steps: int, step: int) -> tuple[Any, Any]:

@@ -9,13 +9,13 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from knowsam.engine.checkpoint import git_diff
 from knowsam.engine.distributed import is_main, rank
-from knowsam.engine.log import warn
+from knowsam.engine.log import kept_warnings, warn
 from knowsam.errors import NotFoundError, RunFolderError
 from knowsam.files import write_text
 
@@ -55,6 +55,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation"
         self.errors = self.path / "errors"
         self._handle: int | None = None
+        self._within = ExitStack()
         if create:
             self._create()
         elif not self.exists(self.path):
@@ -118,9 +119,11 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         self.lock()
+        self._within.enter_context(kept_warnings(self.path))
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._within.close()
         self.unlock()
 
     def describe(

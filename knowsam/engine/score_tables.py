@@ -9,27 +9,38 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from knowsam.engine.scores import MEAN, Evaluation, load_evaluation
+from knowsam.engine.scores import MEAN, Evaluation, image_level, load_evaluation
 from knowsam.errors import DataError
-from knowsam.metrics.segmentation import METRIC_NAMES, OVERLAP_METRICS
+from knowsam.inference.postprocess import describe
+from knowsam.metrics.segmentation import MAIN_METRICS, PIXEL_METRICS
 
 _TITLES = {"dice": "Dice %", "iou": "IoU %", "hd95": "HD95", "asd": "ASD", "nsd": "NSD %"}
+_TITLES |= {"precision": "precision %", "recall": "recall %", "specificity": "specif. %"}
 
 
 def score_table(scores: Evaluation) -> Table:
     """One model: a row per output and class, mean ± sd over cases; Dice, IoU and NSD in percent."""
+    metrics = [metric for metric in scores.metrics if metric in MAIN_METRICS]
     # Of the deployed output alone: a sum over outputs would be larger than the number of masks.
     counts = scores.summary()[scores.outputs[0]][MEAN]
     table = _table(
-        f"{scores.split}: {_plural(len(scores.cases), 'case')}, mean ± sd over cases"
+        f"{_whose(scores)}: {_plural(len(scores.cases), 'case')}, mean ± sd over cases"
         + (f", distances in {scores.unit}" if scores.distances else "")
         + f"; {escape(scores.outputs[0])}: {counts['missed']} missed, {counts['false_positive']} false positive, "
         f"{counts['empty_both']} empty in both",
         ("output", "class"),
-        scores.metrics,
+        metrics,
         scores.unit,
     )
-    table.caption = _rule_text(scores.empty, scores.metrics, scores.nsd_tolerance, scores.unit)
+    table.caption = _rule_text(scores.empty, metrics, scores.nsd_tolerance, scores.unit)
+    if scores.ignored is not None:
+        many = _plural(int(scores.ignored["cases"]), "case")
+        table.caption += f"; {many} with ignored pixels ({100 * scores.ignored['share']:.2g} % of all), left out"
+    applied: dict[str, list[str]] = {}
+    for output, spec in ((scores.postprocess or {}).get("applied") or {}).items():
+        applied.setdefault(describe(spec), []).append(output)
+    for what, outputs in applied.items():
+        table.caption += f"; post-processing of {escape(', '.join(outputs))}: {what}"
     if len(scores.class_names) > 1:
         table.caption += f"; {MEAN}: over the classes' means, its sd over the cases' own means"
     for output, classes in scores.summary().items():
@@ -39,10 +50,63 @@ def score_table(scores: Evaluation) -> Table:
             table.add_row(
                 escape(output) if i == 0 else "",
                 escape(name),
-                *_cells(row, scores.metrics),
+                *_cells(row, metrics),
                 _empties(row),
                 end_section=i == len(shown) - 1,
             )
+    return table
+
+
+def error_table(scores: Evaluation) -> Table:
+    """One model: pixels called wrongly (precision, recall, specificity) and structures found or not, image by image."""
+    metrics = [metric for metric in scores.metrics if metric in PIXEL_METRICS]
+    table = _table(f"{_whose(scores)}: pixels and structures found", ("output", "class"), metrics, scores.unit, last="")
+    for name in ("image sens. %", "image spec. %"):
+        table.add_column(name, justify="right", min_width=9, overflow="fold")
+    table.caption = (
+        "pixels: mean ± sd over cases, recall is sensitivity; image sensitivity: of the cases that show the "
+        "structure the share where some of it was found; image specificity: of the others the share where none was"
+    )
+    for output, classes in scores.summary().items():
+        shown = {name: row for name, row in classes.items() if name != MEAN or len(scores.class_names) > 1}
+        for i, (name, row) in enumerate(shown.items()):
+            rates = image_level(classes, name)
+            of = (row["ok"], row["ok"] + row["missed"]), (row["empty_both"], row["empty_both"] + row["false_positive"])
+            texts = [
+                # The mean over classes is no ratio of sums.
+                "-" if rate is None else f"{100 * rate:.1f}" + ("" if name == MEAN else f" ({some}/{many})")
+                for rate, (some, many) in zip(rates, of, strict=True)
+            ]
+            table.add_row(
+                escape(output) if i == 0 else "",
+                escape(name),
+                *_cells(row, metrics),
+                *texts,
+                end_section=i == len(shown) - 1,
+            )
+    return table
+
+
+def subgroup_table(scores: Evaluation) -> Table:
+    """The deployed output's scores in each subgroup, mean over classes; and the mean of the subgroups' means."""
+    metrics = [metric for metric in scores.metrics if metric in MAIN_METRICS]
+    found = scores.subgroups()
+    without = len(scores.cases) - sum(len(group.cases) for group in found.values())
+    output = scores.outputs[0]
+    table = _table(
+        f"{_whose(scores)}: {escape(output)} by {escape(scores.grouped_by)}", ("subgroup",), metrics, scores.unit
+    )
+    rows = {name: group.summary()[output][MEAN] for name, group in found.items()}
+    for i, (name, row) in enumerate(rows.items()):
+        table.add_row(escape(name), *_cells(row, metrics), _empties(row), end_section=i == len(rows) - 1)
+    means = []
+    for metric in metrics:
+        values = [row[metric]["mean"] for row in rows.values() if row[metric]["mean"] is not None]
+        mean = {"mean": sum(values) / len(values) if values else None, "sd": None}
+        means.append(_mean_sd_text(mean, percent=metric not in ("hd95", "asd")))
+    table.add_row("mean of these", str(len(rows)), *means, "")
+    if without:
+        table.caption = f"{_plural(without, 'case')} in no subgroup"
     return table
 
 
@@ -65,13 +129,13 @@ def comparison_table(named: Mapping[str, Evaluation | dict[str, Any] | str | os.
             loaded[name] = item if isinstance(item, dict) else load_evaluation(item)
     _refuse_mixture(loaded)
     first = next(iter(loaded.values()))
-    metrics = tuple(metric for metric in METRIC_NAMES if any(metric in item["metrics"] for item in loaded.values()))
+    metrics = tuple(metric for metric in MAIN_METRICS if any(metric in item["metrics"] for item in loaded.values()))
     # The unit of a run without distances says nothing.
     unit = next((item["unit"] for item in loaded.values() if _has_distances(item)), first["unit"])
     table = _table(
         f"{first['split']}: {_plural(first['num_cases'], 'case')}, "
         f"mean over {_plural(len(first['class_names']), 'class', 'classes')}, mean ± sd over cases"
-        + (f", distances in {unit}" if len(metrics) > len(OVERLAP_METRICS) else ""),
+        + (f", distances in {unit}" if "hd95" in metrics else ""),
         ("run", "output"),
         metrics,
         unit,
@@ -92,7 +156,7 @@ def comparison_table(named: Mapping[str, Evaluation | dict[str, Any] | str | os.
 
 def _refuse_mixture(loaded: Mapping[str, dict[str, Any]]) -> None:
     """Numbers that were made by different rules must not stand in one table."""
-    keys = ["metric_rules", "empty", "split", "num_cases", "cases_sha256", "class_names"]
+    keys = ["metric_rules", "dataset", "empty", "split", "num_cases", "cases_sha256", "class_names"]
     measured = {name: item for name, item in loaded.items() if _has_distances(item)}
     for group, group_keys in ((loaded, keys), (measured, ["unit", "nsd_tolerance"])):
         for key in group_keys:
@@ -109,7 +173,14 @@ def _has_distances(item: Mapping[str, Any]) -> bool:
     return "hd95" in item["metrics"]
 
 
-def _table(title: str, texts: Sequence[str], metrics: Sequence[str], unit: str) -> Table:
+def _whose(scores: Evaluation) -> str:
+    """The split, with its data set where that is another than the run's own."""
+    return f"{escape(scores.dataset)} {scores.split}" if scores.dataset else scores.split
+
+
+def _table(
+    title: str, texts: Sequence[str], metrics: Sequence[str], unit: str, *, last: str = "missed/ false/ empty"
+) -> Table:
     # A log or a pipe has 80 columns. There "±sd" goes below the mean, but no digit may be cut off: hence the least
     # widths, the narrow padding, and one column for three counts.
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -119,8 +190,10 @@ def _table(title: str, texts: Sequence[str], metrics: Sequence[str], unit: str) 
     table.add_column("n", justify="right", min_width=3, overflow="fold")
     for metric in metrics:
         name = _TITLES[metric] + (f" {unit}" if metric in ("hd95", "asd") else "")
-        table.add_column(name, justify="right", min_width=7, overflow="fold")
-    table.add_column("missed/ false/ empty", justify="right", min_width=7, overflow="fold")
+        width = max(7, len(_TITLES[metric].split()[0]))
+        table.add_column(name, justify="right", min_width=width, overflow="fold")
+    if last:
+        table.add_column(last, justify="right", min_width=7, overflow="fold")
     return table
 
 

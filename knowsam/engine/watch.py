@@ -22,6 +22,9 @@ from knowsam.methods.base import StepOutput
 
 Record = Mapping[str, Any]
 
+BEHIND = 0.04
+"""Dice by which another output must be better than the deployed one for a warning."""
+
 REMEMBERED = 100
 """Training logs that the rules look back on."""
 
@@ -180,14 +183,14 @@ def _behind(history: History, teacher: str) -> str | None:
 
 
 def deployed_behind(history: History) -> str | None:
-    """The deployed output is clearly worse than another, three validations in a row in the second half of the run."""
+    """The deployed output is 4 points worse than another, three validations in a row in the second half of the run."""
     last = list(history.val)[-3:]
     if len(last) < 3 or last[0]["step"] < 0.5 * history.max_steps:
         return None
     deployed = next((name.removeprefix("dice_") for name in last[-1] if name.startswith("dice_")), "")
     others = [name for name in history.teachers if name != deployed]  # a teacher that is deployed is compared
     dice = [_students(record, others) for record in last]
-    better = [name for name in dice[-1] if all(r.get(name, 0.0) > r.get(deployed, 1.0) + 0.1 for r in dice)]
+    better = [name for name in dice[-1] if all(r.get(name, 0.0) >= r.get(deployed, 1.0) + BEHIND for r in dice)]
     if not better:
         return None
     best = max(better, key=dice[-1].__getitem__)

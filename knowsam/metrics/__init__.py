@@ -1,12 +1,15 @@
-"""Dice, IoU, HD95, ASD and NSD per case and class, with a declared rule for empty masks."""
+"""Overlap, error rates and distances per case and class, with declared rules for empty masks and ignored pixels."""
 
 from knowsam.metrics.segmentation import (
     DISTANCE_METRICS,
     EMPTY_MODES,
+    IGNORE_ID,
+    MAIN_METRICS,
     METRIC_NAMES,
     METRIC_RULES,
     NSD_TOLERANCE,
     OVERLAP_METRICS,
+    PIXEL_METRICS,
     STATUSES,
     ClassMetrics,
     Status,
@@ -17,10 +20,13 @@ from knowsam.metrics.segmentation import (
 __all__ = [
     "DISTANCE_METRICS",
     "EMPTY_MODES",
+    "IGNORE_ID",
+    "MAIN_METRICS",
     "METRIC_NAMES",
     "METRIC_RULES",
     "NSD_TOLERANCE",
     "OVERLAP_METRICS",
+    "PIXEL_METRICS",
     "STATUSES",
     "ClassMetrics",
     "Status",

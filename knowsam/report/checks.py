@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from knowsam.errors import ConfigError, DataError
-from knowsam.metrics.segmentation import DISTANCE_METRICS
+from knowsam.inference.postprocess import AUTO, describe
+from knowsam.metrics.segmentation import DISTANCE_METRICS, MAIN_METRICS
 from knowsam.report.runs import Run
 
 KINDS = ("splits", "rules", "budget", "checkpoint")
@@ -81,11 +82,11 @@ def choose_metrics(runs: Sequence[Run], asked: Sequence[str] | None) -> tuple[li
 
     Args:
         runs: of one table.
-        asked: names, the main one first; all that every run has if None.
+        asked: names, the main one first; those of ``MAIN_METRICS`` that every run has if None.
     Raises:
         ConfigError: a metric that was asked for and that a run lacks.
     """
-    measured = list(dict.fromkeys(metric for run in runs for metric in run.scores["metrics"]))
+    measured = [m for m in MAIN_METRICS if any(m in run.scores["metrics"] for run in runs)]
     if asked:
         for metric in asked:
             without = [run for run in runs if metric not in run.scores["metrics"]]
@@ -99,11 +100,18 @@ def choose_metrics(runs: Sequence[Run], asked: Sequence[str] | None) -> tuple[li
 
 
 def checkpoint_kind(run: Run) -> str:
-    """``best on <split>``, ``last step`` or ``unknown``."""
+    """``best on <split>``, ``last step``, ``unknown``; or ``masks``, ``ensemble`` of scores without a training."""
     checkpoint = run.checkpoint
     if checkpoint is None:
         return UNKNOWN
+    if untrained(run):
+        return str(checkpoint["kind"])
     return f"best on {checkpoint['split']}" if checkpoint.get("split") else LAST
+
+
+def untrained(run: Run) -> bool:
+    """Whether these are scores of no training of ours: masks of another tool, or an ensemble of runs."""
+    return bool(run.checkpoint and run.checkpoint.get("kind"))
 
 
 def _facts(split: str, metrics: Sequence[str]) -> dict[str, list[Fact]]:
@@ -111,6 +119,8 @@ def _facts(split: str, metrics: Sequence[str]) -> dict[str, list[Fact]]:
     rules += [("cases empty on both sides", lambda run: run.scores["empty"])]
     if set(metrics) & set(DISTANCE_METRICS):
         rules += [("unit of distances", lambda run: run.scores["unit"])]
+    # Masks of another tool are what they are; whether something was done to them is not known.
+    rules += [("post-processing", lambda run: None if checkpoint_kind(run) == "masks" else _postprocessing(run))]
     if "nsd" in metrics:
         rules += [("NSD tolerance", lambda run: run.scores["nsd_tolerance"])]
     return {
@@ -122,12 +132,25 @@ def _facts(split: str, metrics: Sequence[str]) -> dict[str, list[Fact]]:
         ],
         "rules": rules,
         "budget": [
-            *((key, lambda run, key=key: run.settings.get(key, UNKNOWN)) for key in _BUDGET),
-            ("processes", lambda run: run.world_size or UNKNOWN),
+            # What another tool or an ensemble took to train is no budget of ours.
+            *((key, lambda run, key=key: _of_training(run, run.settings.get(key, UNKNOWN))) for key in _BUDGET),
+            ("processes", lambda run: _of_training(run, run.world_size or UNKNOWN)),
         ],
         # Scores that do not say what they belong to are not known to differ; the tables call them unknown.
-        "checkpoint": [("scored", lambda run: None if run.checkpoint is None else checkpoint_kind(run))],
+        "checkpoint": [
+            ("scored", lambda run: None if run.checkpoint is None or untrained(run) else checkpoint_kind(run))
+        ],
     }
+
+
+def _of_training(run: Run, value: Any) -> Any:
+    return None if untrained(run) else value
+
+
+def _postprocessing(run: Run) -> str:
+    """What was asked for; what ``auto`` found may be another thing for every run."""
+    asked = (run.scores.get("postprocess") or {}).get("asked")
+    return str(asked) if asked == AUTO else describe(asked)
 
 
 def _list(run: Run, name: str) -> str:

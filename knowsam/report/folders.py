@@ -1,11 +1,15 @@
-"""Which run folders the arguments of a command name."""
+"""Which run folders the arguments of a command name, and texts without the folders of this machine."""
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, overload
 
 from knowsam.errors import ConfigError, NotFoundError
+
+_PLACES = re.compile(r"(?<![\w.:/])(?:/[^\s/:'\",]+)+/(?=[^\s/:'\",])")
 
 
 def named_folders(arguments: Sequence[str]) -> list[tuple[str | None, str]]:
@@ -41,3 +45,18 @@ def _expand(argument: str) -> list[tuple[str | None, str]]:
         f"there is no folder {argument}",
         hint="Give run folders that train wrote, NAME=FOLDER, or the folder of a sweep.",
     )
+
+
+@overload
+def without_places(value: str) -> str: ...
+@overload
+def without_places(value: Any) -> Any: ...
+def without_places(value: Any) -> Any:
+    """Text, or a list of it, with ``.../name`` for each absolute path: a page may be shown to anybody.
+
+    Args:
+        value: what is neither text nor a list stays as it is.
+    """
+    if isinstance(value, list):
+        return [without_places(item) for item in value]
+    return _PLACES.sub("…/", value) if isinstance(value, str) else value

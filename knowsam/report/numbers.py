@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from knowsam.metrics.segmentation import DISTANCE_METRICS
+from knowsam.engine.scores import IMAGE_LEVEL
+from knowsam.inference.postprocess import describe
+from knowsam.metrics.segmentation import DISTANCE_METRICS, PIXEL_METRICS
 
 NONE = "-"
 """Stands for a number that does not exist."""
@@ -12,6 +14,7 @@ LENGTHS = ("hd95", "asd")
 """Metrics that are distances; the others are fractions, 0 .. 1."""
 
 _NAMES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "asd": "ASD", "nsd": "NSD"}
+_NAMES |= {name: name.replace("_", " ") for name in (*PIXEL_METRICS, *IMAGE_LEVEL)}
 
 
 def metric_name(metric: str, unit: str, *, arrow: bool = True) -> str:
@@ -81,4 +84,23 @@ def scoring_rule(scores: Mapping[str, Any], metrics: Sequence[str], units: str) 
     if "nsd" in metrics:
         text += f", NSD within {scores['nsd_tolerance']:g} {units}"
     empty = "left out of the means" if scores["empty"] == "exclude" else "counted as right"
-    return f"{text}; missed or false structures count as Dice 0 and the image's diagonal; empty on both sides: {empty}."
+    text += f"; missed or false structures count as Dice 0 and the image's diagonal; empty on both sides: {empty}"
+    ignored = scores.get("ignored")
+    if ignored:
+        share = f"{100 * ignored['share']:.2g} % of all pixels"
+        text += f"; pixels of which nothing is known are left out ({share}, in {ignored['cases']} cases)"
+    return text + "."
+
+
+def postprocessing(scores: Mapping[str, Any], output: str) -> str:
+    """What was done to an output's predictions before they were scored, in words; empty where nothing was asked for.
+
+    Args:
+        scores: what ``load_evaluation`` gives.
+        output: one of its outputs.
+    """
+    found = scores.get("postprocess")
+    if not found:
+        return ""
+    chosen = " (chosen on validation)" if found["asked"] == "auto" else ""
+    return describe(found["applied"].get(output)) + chosen

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from knowsam.engine.runfolder import RunFolder
-from knowsam.engine.scores import MEAN, load_evaluation
+from knowsam.engine.scores import MEAN, image_level, load_evaluation
 from knowsam.errors import DataError, NotFoundError
 from knowsam.metrics.segmentation import EMPTY_MODES, STATUSES, counts_in_mean
+from knowsam.report.warnings import Warned, logged_warnings, score_warnings
 
 SEED = "train.seed"
 """The setting in which the runs of one setting differ."""
@@ -72,6 +73,8 @@ class Run:
         scores: what ``load_evaluation`` gives.
         rows: of the cases file, scores as numbers.
         rounded: the cases file was written with ``OLD_DIGITS`` decimals.
+        dataset: name of the data that were scored, where they are not the run's own; None for its own.
+        warnings: what its training was warned of, and what its scores show.
     """
 
     folder: str
@@ -84,6 +87,8 @@ class Run:
     scores: Mapping[str, Any]
     rows: list[dict[str, Any]] = field(repr=False)
     rounded: bool
+    dataset: str | None = None
+    warnings: tuple[Warned, ...] = ()
 
     @property
     def outputs(self) -> list[str]:
@@ -104,6 +109,16 @@ class Run:
         """The run's own value: the mean over cases; for ``MEAN`` the mean over classes of these. None of no case."""
         found = self.scores["summary"][output][class_name].get(metric)
         return None if found is None else found["mean"]
+
+    def image_level(self, output: str, class_name: str) -> tuple[float | None, float | None]:
+        """Image-level sensitivity and specificity, see ``engine.scores.image_level``; also of older scores."""
+        return image_level(self.scores["summary"][output], class_name)
+
+    @property
+    def alike(self) -> Mapping[str, str]:
+        """Case -> group, of the cases that show nearly the same as others; empty where none is known to."""
+        found = self.scores.get("near_duplicates")
+        return found if isinstance(found, Mapping) else {}
 
     def case_values(self, output: str, class_name: str, metric: str, digits: int | None = None) -> dict[str, float]:
         """Case -> value, of the cases that count; for ``MEAN`` the mean over the case's classes that count.
@@ -128,24 +143,40 @@ class Run:
         return result
 
 
-def read_run(folder: str | os.PathLike[str], reader: Reader, *, setting: str, experiment: str) -> Run:
+def other_data(folder: str | os.PathLike[str], split: str) -> list[str]:
+    """Names of the data, other than its own, on which a run has scores of a split; sorted.
+
+    Args:
+        folder: of the run.
+        split: ``test`` or ``val``.
+    """
+    end = f"_{split}"
+    files = RunFolder(folder, create=False).evaluation.glob(f"*{end}.json")
+    return sorted(file.stem.removesuffix(end) for file in files if file.stem != end)
+
+
+def read_run(
+    folder: str | os.PathLike[str], reader: Reader, *, setting: str, experiment: str, dataset: str | None = None
+) -> Run:
     """Read what train and evaluate left in a run folder.
 
     Args:
         folder: of the run.
         reader: how, and whose scores.
         setting, experiment: see ``Run``.
+        dataset: one of ``other_data``; None for the run's own data.
     Raises:
         NotFoundError: no run, or it has no scores of the split.
         DataError: a file that cannot be read, or cases and summary that do not belong together.
     """
     run = RunFolder(folder, create=False)
     _, seed, settings = reader.settings(folder)
-    path = run.evaluation / f"{reader.split}.json"
+    stem = f"{dataset}_{reader.split}" if dataset else reader.split
+    path = run.evaluation / f"{stem}.json"
     if not path.is_file():
         raise NotFoundError(f"{run} has no scores on {reader.split}", hint=how_to_score(reader.split, str(run)))
     scores = load_evaluation(path)
-    rows, rounded = _read_cases(run.evaluation / f"{reader.split}_cases.csv", scores["metrics"])
+    rows, rounded = _read_cases(run.evaluation / f"{stem}_cases.csv", scores["metrics"])
     found = Run(
         folder=str(run),
         setting=setting,
@@ -157,8 +188,10 @@ def read_run(folder: str | os.PathLike[str], reader: Reader, *, setting: str, ex
         scores=scores,
         rows=rows,
         rounded=rounded,
+        dataset=dataset,
+        warnings=(*score_warnings(scores), *logged_warnings(run)),
     )
-    _refuse_strangers(found, reader.split)
+    _refuse_strangers(found, stem)
     return found
 
 
@@ -199,7 +232,7 @@ def _plain(text: str) -> str:
     return text[1:] if text[:1] == "'" and text[1:2] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
-def _refuse_strangers(run: Run, split: str) -> None:
+def _refuse_strangers(run: Run, stem: str) -> None:
     """Cases and summary are two files: an evaluation that was killed between them, or an edited one, shows here."""
     scores = run.scores
     tolerance = 10.0**-OLD_DIGITS if run.rounded else 1e-9
@@ -216,6 +249,6 @@ def _refuse_strangers(run: Run, split: str) -> None:
                     belong = belong and abs(math.fsum(values) / len(values) - mean) <= tolerance * max(1.0, abs(mean))
     if not belong:
         raise DataError(
-            f"{run.folder}: evaluation/{split}_cases.csv and {split}.json do not belong together",
+            f"{run.folder}: evaluation/{stem}_cases.csv and {stem}.json do not belong together",
             hint="Run the evaluate command again.",
         )

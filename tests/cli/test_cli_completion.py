@@ -70,6 +70,8 @@ FILES = {"one.yaml", "two words.yml", "runs"}
         (("evaluate", "runs/a", "--split", ""), {"val", "test"}),
         (("evaluate", "runs/a", "--split", "v"), {"val"}),
         (("evaluate", "--dataset", ""), FILES),
+        (("evaluate", "--data", ""), FILES),
+        (("score", "runs", "--values", ""), {"data", "ids"}),
         (("sweep", ""), FILES | {"work", "status"}),
         (("sweep", "--launcher", "s"), {"slurm"}),
         (("weights", ""), {"list", "fetch", "verify"}),
@@ -106,7 +108,7 @@ def test_every_option_of_every_command_is_offered(complete, name):
 @every_command
 def test_what_a_value_is_called_tells_what_is_offered_for_it(name):
     # A value with a new name is a file, a folder, or stands here.
-    no_path = {"A,B", "LIST", "MAP", "MM", "N", "NAME", "PERCENT", "REGEX", "STEP", "STEPS", "SUITE", "TEXT"}
+    no_path = {"A,B", "LIST", "MAP", "MM", "N", "NAME", "PERCENT", "REGEX", "STEP", "STEPS", "SUITE", "TEXT", "WHAT"}
     no_path |= {"K,K,...", "S", "key=value", "KEY=VALUE", "'KEY=VALUE ...'", "splits|rules|budget|checkpoint"}
     parser = argparse.ArgumentParser()
     importlib.import_module(COMMANDS[name][0]).add_arguments(parser)

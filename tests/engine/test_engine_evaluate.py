@@ -5,15 +5,17 @@ import inspect
 import io
 import json
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from knowsam.engine.evaluate import evaluate, validate
-from knowsam.engine.score_tables import comparison_table, score_table
-from knowsam.engine.scores import Evaluation, load_evaluation
+from knowsam.engine.evaluate import choose_postprocess, evaluate, score, validate
+from knowsam.engine.score_tables import comparison_table, error_table, score_table, subgroup_table
+from knowsam.engine.scores import Evaluation, image_level, load_evaluation
 from knowsam.errors import DataError, NotFoundError, NumericError, StorageError
 from knowsam.metrics import METRIC_NAMES, METRIC_RULES, STATUSES
 
@@ -378,3 +380,126 @@ def test_evaluation_is_plain_data():
     assert result.dice() == 0.5
     with pytest.raises(ValueError, match="no output 'x'; allowed: 'o'"):
         result.dice("x")
+
+
+# ---------------------------------------------------------------- rates, ignored pixels, post-processing, subgroups
+
+
+def test_image_level_rates_follow_from_the_counts(tmp_path):
+    result = evaluate(read_off(2), two_class_source(), "test", **SETTINGS)
+    row = result.summary()["fusion"]["class 1"]
+    # Of a, b, c, which show it, c is missed; of d, e, which do not, d has a false one.
+    assert (row["image_sensitivity"], row["image_specificity"]) == (2 / 3, 1 / 2)
+    assert result.summary()["nothing"]["class 1"]["image_sensitivity"] == 0
+    text = shown(error_table(result))
+    assert "66.7 (2/3)" in text and "50.0 (1/2)" in text and "100.0 (2/2)" in text
+    # Files that were written before these numbers were kept give them, too.
+    old = {
+        name: {key: value for key, value in one.items() if not key.startswith("image_")}
+        for name, one in result.summary()["fusion"].items()
+    }
+    assert image_level(old, "class 1") == (2 / 3, 1 / 2)
+    summary = next(csv.DictReader(result.write(tmp_path, "x")[1].open()))
+    assert (summary["image_sensitivity"], summary["recall_mean"]) == ("0.6667", f"{row['recall']['mean']:.4f}")
+
+
+def test_image_level_rates_of_several_classes_are_their_mean():
+    rows = evaluate(read_off(3), three_class_source(), "test", **SETTINGS).summary()["fusion"]
+    assert rows["class 2"]["image_sensitivity"] == 1 and rows["class 1"]["image_sensitivity"] == 3 / 4
+    assert rows["class 1"]["image_specificity"] is None  # every case shows it
+    assert rows["mean"]["image_sensitivity"] == 7 / 8 and rows["mean"]["image_specificity"] == 1
+
+
+def test_new_columns_stand_behind_the_old_ones(tmp_path):
+    cases, summary, _ = evaluate(read_off(2), two_class_source(), "test", **SETTINGS).write(tmp_path, "x")
+    old = "case,output,class,dice,iou,hd95,asd,nsd,status"
+    assert cases.read_text().splitlines()[0] == f"{old},precision,recall,specificity"
+    old = "output,class,dice_mean,dice_sd,iou_mean,iou_sd,hd95_mean,hd95_sd,asd_mean,asd_sd,nsd_mean,nsd_sd"
+    assert summary.read_text().startswith(f"{old},n,cases,ok,empty_both,missed,false_positive,precision_mean")
+
+
+def test_ignored_pixels_are_left_out_and_counted():
+    truth = square(2, 2, 4)
+    truth[:, 12:] = 255
+    source = Drawn({"a": (square(2, 2, 4, on=square(2, 14, 6)), truth), "b": (square(2, 2, 4), square(2, 2, 4))}, 2)
+    result = evaluate(read_off(2), source, "val", **SETTINGS)
+    assert [row["dice"] for row in result.rows if row["output"] == "fusion"] == [1, 1]
+    assert result.ignored == {"cases": 1, "share": 0.25} and result.to_dict()["ignored"] == result.ignored
+    assert "1 case with ignored pixels (25 % of all), left out" in " ".join(shown(score_table(result)).split())
+    nothing_known = Drawn({"a": (truth, np.full_like(truth, 255))}, 2)
+    with pytest.raises(DataError, match=r"case 'a', output 'fusion' cannot be scored: every pixel .* \(ignored\)"):
+        evaluate(read_off(2), nothing_known, "val", **SETTINGS)
+
+
+def crumbs():
+    """A square each, and specks that no truth has: the network's mistakes on both splits."""
+    specked = square(20, 20, 1, on=square(15, 3, 1, on=square(2, 2, 6)))
+    return Drawn({"a": (specked, square(2, 2, 6)), "b": (square(21, 3, 1, on=square(9, 9, 5)), square(9, 9, 5))}, 2)
+
+
+def test_postprocessing_is_chosen_on_validation_alone_and_applied_before_scoring():
+    source = crumbs()
+    how = {key: value for key, value in SETTINGS.items() if key != "class_names"}
+    choice = choose_postprocess(read_off(2), source, **how)
+    assert source.splits == ["val"], "no other split is asked for"
+    fusion = choice["fusion"]
+    assert fusion["spec"] == {"name": "remove_small", "size": 0.05, "unit": "share"} and fusion["dice"] == 1
+    assert fusion["tried"][0]["spec"] is None and fusion["tried"][0]["dice"] < 1
+    assert choice["nothing"]["spec"] is None, "where nothing helps, nothing is done"
+    plain = evaluate(read_off(2), source, "test", **SETTINGS)
+    treated = evaluate(read_off(2), source, "test", postprocess={"fusion": fusion["spec"]}, **SETTINGS)
+    assert plain.dice() == pytest.approx(fusion["tried"][0]["dice"]) and treated.dice() == 1
+    assert plain.summary()["nothing"] == treated.summary()["nothing"]
+
+
+def test_small_objects_in_mm_use_the_spacing_of_each_case():
+    cases = {"a": (square(15, 3, 2, on=square(2, 2, 6)), square(2, 2, 6)), "b": (square(2, 2, 6), square(2, 2, 6))}
+    source = Drawn(cases, 2, spacing={"a": (0.5, 0.5), "b": (0.1, 0.1)})
+    spec = {"fusion": {"name": "remove_small", "size": 0.3, "unit": "mm"}}
+    # 4 pixels of 0.25 mm^2 stay in a, 36 of 0.01 mm^2 in b too; at 2 mm^2 a loses its speck and b everything.
+    assert [r["dice"] for r in evaluate(read_off(2), source, "val", postprocess=spec, **SETTINGS).rows[::2]] == [
+        72 / 76,
+        1,
+    ]
+    spec["fusion"]["size"] = 2
+    assert [r["dice"] for r in evaluate(read_off(2), source, "val", postprocess=spec, **SETTINGS).rows[::2]] == [1, 0]
+    with pytest.raises(DataError, match="spacing of this case is not known"):
+        evaluate(read_off(2), crumbs(), "val", postprocess=spec, **SETTINGS)
+
+
+def test_subgroups_are_scored_apart(tmp_path):
+    result = evaluate(read_off(2), two_class_source(), "test", **SETTINGS)
+    groups = {"a": "north", "b": "north", "c": "south", "d": "south"}
+    result = replace(result, groups=groups, grouped_by="site")
+    found = result.subgroups()
+    assert {name: group.dice() for name, group in found.items()} == {"north": 0.75, "south": 0.0}
+    record = result.to_dict()["subgroups"]
+    assert (record["by"], record["without"], record["groups"]["south"]["num_cases"]) == ("site", 1, 2)
+    assert record["groups"]["north"]["summary"]["fusion"]["mean"]["dice"]["mean"] == 0.75
+    text = shown(subgroup_table(result))
+    assert "fusion by site" in text and "1 case in no subgroup" in text
+    assert next(line for line in text.splitlines() if "mean of these" in line).split()[3:5] == ["2", "37.50"]
+    assert {row["case"]: row["group"] for row in csv.DictReader(result.write(tmp_path, "x")[0].open())} == {
+        **groups,
+        "e": "",
+    }
+
+
+def test_every_table_fits_80_columns():
+    result = replace(
+        evaluate(read_off(3), three_class_source(), "test", **SETTINGS),
+        groups={"a": "hospital of the north", "b": "south"},
+        grouped_by="site",
+    )
+    for table in (score_table(result), error_table(result), subgroup_table(result)):
+        text, wide = shown(table, width=80), shown(table, width=200)
+        assert "…" not in text and max(map(len, text.splitlines())) <= 80
+        # Folding is no loss: every number of the wide table is in the narrow one.
+        assert sorted(re.findall(r"[±(]?[\d./]+[\d)]", text)) == sorted(re.findall(r"[±(]?[\d./]+[\d)]", wide))
+
+
+def test_masks_of_anyone_are_scored_as_predictions_are():
+    source = two_class_source()
+    scores = score(((case, {"tool": pair[0]}) for case, pair in source.cases.items()), source, list("abcde"), "test")
+    ours = evaluate(read_off(2), source, "test", outputs=["fusion"], **SETTINGS)
+    assert [row | {"output": "fusion"} for row in scores.rows] == ours.rows

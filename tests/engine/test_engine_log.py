@@ -4,11 +4,12 @@ import io
 import json
 import math
 import os
+import re
 
 import pytest
 
 from knowsam.engine import log
-from knowsam.engine.log import MetricsLog, Progress, read_metrics, say, warn
+from knowsam.engine.log import MetricsLog, Progress, kept_warnings, read_metrics, read_warnings, say, warn
 from knowsam.text import duration
 
 
@@ -218,3 +219,71 @@ def test_counter_is_silent_when_quick_and_speaks_by_quarters_when_slow():
             counter(done, 100)
     lines = file.getvalue().splitlines()
     assert [line.partition(",")[0] for line in lines] == [f"decoding: {n}/100" for n in (25, 50, 75, 100)]
+
+
+# ---------------------------------------------------------------- eighty columns, and warnings that stay
+
+
+TERMS = {f"consistency_student_{i}": 0.0123456 * 10**i for i in range(6)}
+
+
+@pytest.mark.parametrize(("max_steps", "count"), [(60, 1), (30_000, 2), (2_000_000, 6)])
+def test_a_plain_line_fits_80_columns_and_counts_what_it_leaves_out(max_steps, count):
+    clock, out = Clock(), io.StringIO()
+    terms = {"loss": 123.4567, **dict(list(TERMS.items())[:count])}
+    with Progress(max_steps, log_every=1, file=out, clock=clock) as progress:
+        clock.now += 0.5
+        progress.update(1, terms, images=1000)
+    (line,) = out.getvalue().splitlines()
+    assert len(line) <= 80 and "loss 123.5" in line and "images/s  eta " in line
+    shown = sum(f"{name} " in line for name in terms)
+    assert (f"+{len(terms) - shown}  " in line) == (shown < len(terms))
+    assert shown == len(terms) or len(line) + len(list(terms)[shown]) > 70, "as many terms as there is room for"
+
+
+def test_a_line_that_fits_is_whole():
+    clock, out = Clock(), io.StringIO()
+    with Progress(9, log_every=1, file=out, clock=clock) as progress:
+        clock.now += 1.0
+        progress.update(1, {"loss": 1.0, "seg": 0.25, "sam": 0.5}, images=4)
+    assert out.getvalue() == "step 1/9  loss 1  seg 0.25  sam 0.5  4.0 images/s  eta 0:00:08\n"
+
+
+def test_the_live_line_fits_its_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    out = Terminal()
+    with Progress(30_000, log_every=1, file=out) as progress:
+        progress.update(1, {"loss": 1.0, **TERMS}, images=4)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text) for text in re.split(r"[\r\n]", out.getvalue())]
+    told = [line for line in lines if "eta" in line]
+    assert told and all(len(line.rstrip()) <= 80 and "…" not in line and "+" in line for line in told)
+
+
+def test_warnings_of_a_training_stay_in_its_folder(tmp_path, capsys):
+    warn("before")
+    with kept_warnings(tmp_path):
+        warn("no labelled image shows tumour")
+        warn("two\nlines, with “quotes”")
+        warn("no labelled image shows tumour")
+    warn("after")
+    assert capsys.readouterr().err.count("warning: ") == 5
+    assert read_warnings(tmp_path) == ["no labelled image shows tumour", "two\nlines, with “quotes”"]
+    with open(tmp_path / "warnings.jsonl", "a") as file:
+        file.write('[1]\n{"tex')
+    assert len(read_warnings(tmp_path)) == 2 and read_warnings(tmp_path / "nowhere") == []
+
+
+def test_a_folder_that_is_gone_ends_no_training(tmp_path, capsys):
+    with kept_warnings(tmp_path / "gone"):
+        warn("said all the same")
+    assert "said all the same" in capsys.readouterr().err
+
+
+def test_a_run_folder_keeps_warnings_while_it_is_locked(tmp_path, capsys):
+    from knowsam.engine.runfolder import RunFolder
+
+    with RunFolder(tmp_path / "run") as run:
+        warn("of this run")
+    warn("of nobody")
+    assert read_warnings(run) == ["of this run"]

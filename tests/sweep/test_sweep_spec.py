@@ -421,6 +421,7 @@ COSMETIC_WORDS = {
     "train.device": "cpu",
     "evaluate.batch_size": "2",
     "evaluate.nsd_tolerance": "1.5",
+    "evaluate.postprocess": "{name: remove_small, size: 0.1, unit: share}",
 }
 
 

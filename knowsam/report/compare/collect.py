@@ -1,7 +1,7 @@
 """Which runs are compared: run folders or the folder of a sweep, as named settings with their seeds."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from knowsam.engine.runfolder import RunFolder
 from knowsam.errors import ConfigError, DataError, NotFoundError
 from knowsam.report.compare.naming import name_settings, telling_keys
 from knowsam.report.folders import named_folders
-from knowsam.report.runs import Reader, Run, how_to_score, read_run
+from knowsam.report.runs import Reader, Run, how_to_score, other_data, read_run
 
 TRIALS = "trials.json"
 """File by which a folder is known as a sweep's."""
@@ -64,15 +64,17 @@ class Found:
     place: Path | None = None
 
 
-def collect(arguments: Sequence[str], reader: Reader) -> Found:
+def collect(arguments: Sequence[str], reader: Reader, data: Collection[str] | None = None) -> Found:
     """Read the runs that the arguments name.
 
     Args:
         arguments: one sweep folder; or run folders, each also as ``NAME=FOLDER`` to name its setting. Patterns such as
             ``full=runs/full_*`` are expanded.
         reader: how run folders are read.
+        data: names of other data of which scores are read, too; None for all that the runs were scored on.
     Raises:
-        NotFoundError: an argument names nothing, or a finished run has no scores of the split.
+        NotFoundError: an argument names nothing, or a finished run has no scores of the split; no run has scores on one
+            of ``data``.
         ConfigError: a YAML file, a sweep among other arguments, a seed that one setting has twice, runs of one name
             that differ in more than their seed.
         DataError: a file that cannot be read.
@@ -96,7 +98,38 @@ def collect(arguments: Sequence[str], reader: Reader) -> Found:
     _refuse_mixed_settings(found)
     if not found.runs:
         raise NotFoundError("none of the runs is finished", hint="Compare again when they are.")
+    _add_other_data(found, reader, data)
     return found
+
+
+def _add_other_data(found: Found, reader: Reader, wanted: Collection[str] | None) -> None:
+    """Scores on other data, each data set as an experiment of its own: its cases are others."""
+    own, names = list(found.runs), {run.folder: other_data(run.folder, reader.split) for run in found.runs}
+    there = sorted({name for some in names.values() for name in some})
+    absent = [name for name in wanted or () if name not in there]
+    if absent:
+        raise NotFoundError(
+            f"no run has {reader.split} scores on {', '.join(absent)}; there are {', '.join(there) or 'none'}",
+            hint=f"Score them: knowsam evaluate RUN --data EXPERIMENT.yaml --split {reader.split}",
+        )
+    for experiment in list(found.settings):
+        for name in there if wanted is None else sorted(set(wanted)):
+            title = on_data(experiment, name)
+            runs = [run for run in own if run.experiment == experiment]
+            scored = [run for run in runs if name in names[run.folder]]
+            if not scored:
+                continue
+            found.settings[title] = found.settings[experiment]
+            found.runs += [
+                read_run(run.folder, reader, setting=run.setting, experiment=title, dataset=name) for run in scored
+            ]
+            others = [run for run in runs if run not in scored]
+            found.absent += [Absent(run.setting, title, run.seed, f"not scored on {name}") for run in others]
+
+
+def on_data(experiment: str, dataset: str) -> str:
+    """What the tables of an experiment on other data are called."""
+    return f"{experiment}, on {dataset}"
 
 
 # ---------------------------------------------------------------- a sweep
@@ -166,7 +199,7 @@ def _scored(folder: Path, split: str) -> bool:
 
 def _from_folders(arguments: Sequence[str], reader: Reader) -> Found:
     named = named_folders(arguments)
-    read = [(given, folder, *reader.settings(folder)) for given, folder in named]
+    read = [(given or _own_name(folder), folder, *reader.settings(folder)) for given, folder in named]
     titles = {title for _, _, title, _, _ in read}
     experiment = titles.pop() if len(titles) == 1 else "runs"
     names = name_settings([(given, settings, Path(folder).name) for given, folder, _, _, settings in read])
@@ -181,6 +214,13 @@ def _from_folders(arguments: Sequence[str], reader: Reader) -> Found:
             message = str(status.get("reason") or "")
             found.absent.append(Absent(setting, experiment, seed, state, code if code else None, message))
     return found
+
+
+def _own_name(folder: str) -> str | None:
+    """What scores without a training are called: masks by their tool, an ensemble as such; None for a run."""
+    run = RunFolder(folder, create=False)
+    name = run.read_status().get("called")
+    return None if name is None else str(name)
 
 
 # ---------------------------------------------------------------- both

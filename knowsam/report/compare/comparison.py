@@ -4,12 +4,21 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from knowsam.engine.scores import MEAN
+from knowsam.engine.scores import IMAGE_LEVEL, MEAN
 from knowsam.errors import ConfigError
+from knowsam.metrics.segmentation import PIXEL_METRICS
 from knowsam.report.checks import choose_metrics, choose_outputs, refuse_mixture
 from knowsam.report.compare.collect import Absent, Found
 from knowsam.report.compare.naming import differing_keys
-from knowsam.report.compare.statistics import PairedTest, Spread, holm, paired_differences, paired_test, spread
+from knowsam.report.compare.statistics import (
+    PairedTest,
+    Spread,
+    averaged_by,
+    holm,
+    paired_differences,
+    paired_test,
+    spread,
+)
 from knowsam.report.runs import OLD_DIGITS, Run
 
 LABELLED = "data.labelled"
@@ -46,12 +55,15 @@ class Row:
         output: whose scores.
         runs: finished ones.
         cells: (class, metric) -> numbers.
+        errors: (class, metric) -> spread over seeds of the metrics without a test: pixels called wrongly, and
+            structures found image by image.
     """
 
     setting: str
     output: str
     runs: list[Run]
     cells: dict[tuple[str, str], Cell]
+    errors: dict[tuple[str, str], Spread] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -110,6 +122,11 @@ class TableSet:
     def scores(self) -> Mapping[str, Any]:
         """Split, unit and rules: those of the first run. The others' are equal, or ``mixed`` says so."""
         return self.rows[0].runs[0].scores
+
+    @property
+    def dataset(self) -> str | None:
+        """The data that were scored, where they are not the runs' own."""
+        return self.rows[0].runs[0].dataset if self.rows else None
 
     @property
     def units(self) -> str:
@@ -204,7 +221,10 @@ def _computed(
             column = _column(grouped, outputs, class_name, metric, baseline, digits)
             for name, cell in column.items():
                 cells[name][class_name, metric] = cell
-    rows = [Row(name, outputs[name], grouped[name], cells[name]) for name in order]
+    rows = [
+        Row(name, outputs[name], grouped[name], cells[name], _errors(grouped[name], outputs[name], classes))
+        for name in order
+    ]
     settings = [row.runs[0].settings for row in rows]
     return replace(
         tables,
@@ -219,6 +239,18 @@ def _computed(
         settings={key: [item.get(key, "") for item in settings] for key in differing_keys(settings)},
         curves=_curves(rows),
     )
+
+
+def _errors(runs: Sequence[Run], output: str, classes: Sequence[str]) -> dict[tuple[str, str], Spread]:
+    """Spread over seeds of what has no test, of every class."""
+    found: dict[tuple[str, str], Spread] = {}
+    for name in classes:
+        by_metric = {metric: [run.mean(output, name, metric) for run in runs] for metric in PIXEL_METRICS}
+        rates = [run.image_level(output, name) for run in runs]
+        by_metric |= {metric: [rate[i] for rate in rates] for i, metric in enumerate(IMAGE_LEVEL)}
+        for metric, values in by_metric.items():
+            found[name, metric] = spread([value for value in values if value is not None])
+    return found
 
 
 def _column(
@@ -245,6 +277,7 @@ def _column(
         if name == baseline:
             continue
         differences = paired_differences(cases[name], cases[baseline])
+        differences = averaged_by(differences, grouped[name][0].alike)
         tests[name] = paired_test(list(differences.values()))
         column[name] = replace(
             column[name],

@@ -9,8 +9,8 @@ from knowsam.report.checks import UNKNOWN, checkpoint_kind
 from knowsam.report.compare.collect import RETIRED, Absent
 from knowsam.report.compare.comparison import Cell, Row, TableSet
 from knowsam.report.compare.statistics import PairedTest
-from knowsam.report.numbers import scoring_rule
-from knowsam.report.runs import OLD_DIGITS
+from knowsam.report.numbers import postprocessing, scoring_rule
+from knowsam.report.runs import OLD_DIGITS, Run
 
 _KINDS = {
     error.exit_code: error.kind
@@ -21,7 +21,14 @@ _KINDS = {
 
 def notes(tables: TableSet) -> list[str]:
     """Sentences in the order of their weight: what is missing, what is mixed, what the numbers are."""
-    return [*_absences(tables), *_mixtures(tables), *_scored(tables), *_rules(tables), *_tests(tables)]
+    return [
+        *_absences(tables),
+        *_warnings(tables),
+        *_mixtures(tables),
+        *_scored(tables),
+        *_rules(tables),
+        *_tests(tables),
+    ]
 
 
 def messages(absent: Sequence[Absent]) -> list[str]:
@@ -52,6 +59,29 @@ def _absences(tables: TableSet) -> Iterator[str]:
         yield f"{_plural(len(retired), 'retired trial')} of an earlier plan left out: {named}."
 
 
+def _warnings(tables: TableSet) -> Iterator[str]:
+    """What the runs were warned of, each text once, with the runs; texts with numbers of their own stand apart."""
+    found: dict[str, list[Run]] = {}
+    for row in tables.rows:
+        for run in row.runs:
+            for warned in run.warnings:
+                # Of another output than the one that stands here there is nothing to warn.
+                if warned.name != "deployed_behind" or row.output == run.outputs[0]:
+                    found.setdefault(warned.text, []).append(run)
+    every = sum(len(row.runs) for row in tables.rows)
+    for text, runs in found.items():
+        if len(runs) == every and every > 1:
+            whose = "all runs"
+        else:
+            named = {setting: [run.seed for run in runs if run.setting == setting] for setting in _settings(runs)}
+            whose = "; ".join(f"{name!r} seed {', '.join(map(str, seeds))}" for name, seeds in named.items())
+        yield f"Warning, {whose}: {text}"
+
+
+def _settings(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(run.setting for run in runs))
+
+
 def _mixtures(tables: TableSet) -> Iterator[str]:
     for line in tables.mixed:
         yield f"Mixed because it was asked for ({line})."
@@ -75,12 +105,26 @@ def _scored(tables: TableSet) -> Iterator[str]:
         if kind == UNKNOWN:
             yield f"Checkpoint{whom}: unknown; these scores were made before they said which weights they are of."
             continue
+        if kind == "masks":
+            yield f"Masks of another tool, scored as they are: {', '.join(map(repr, _settings(some)))}."
+            continue
+        if kind == "ensemble":
+            yield f"Means of the probabilities of several runs: {', '.join(map(repr, _settings(some)))}."
+            continue
         checkpoints = [run.checkpoint for run in some if run.checkpoint is not None]
         chosen = "; ".join(dict.fromkeys(str(checkpoint["chosen_by"]) for checkpoint in checkpoints))
         files = ", ".join(dict.fromkeys(str(checkpoint["file"]) for checkpoint in checkpoints))
         steps = sorted(int(checkpoint["step"]) for checkpoint in checkpoints)
         at = f"step {steps[0]}" if steps[0] == steps[-1] else f"steps {steps[0]} to {steps[-1]}"
         yield f"Checkpoint{whom}: {files}, chosen by: {chosen}; {at}."
+    done = {
+        row.setting: list(dict.fromkeys(postprocessing(run.scores, row.output) for run in row.runs))
+        for row in tables.rows
+    }
+    if any(any(texts) for texts in done.values()):
+        parts = [f"{' or '.join(text or 'none' for text in texts)} for {name!r}" for name, texts in done.items()]
+        alike = len({tuple(texts) for texts in done.values()}) == 1
+        yield "Post-processing: " + (parts[0].rpartition(" for ")[0] if alike else ", ".join(parts)) + "."
     if any(run.checkpoint and run.checkpoint.get("split") == tables.scores["split"] for run in runs):
         yield (
             f"These are scores on {tables.scores['split']}, which also chose the checkpoints: they are too good. "
@@ -121,6 +165,12 @@ def _tests(tables: TableSet) -> Iterator[str]:
         + "The unit is the case: it speaks of these trained models, not of what retraining would give. "
         "r: matched-pairs rank-biserial correlation, positive where the setting's values are larger."
     )
+    alike = tables.rows[0].runs[0].alike
+    if alike:
+        yield (
+            f"Each of the {_plural(len(set(alike.values())), 'group')} of near duplicates counts as one case in the "
+            f"tests ({len(alike)} cases in all)."
+        )
     for row, cell, test in tested:
         if test.p is None:
             yield f"No p for {row.setting!r}: {test.reason}."

@@ -94,6 +94,20 @@ def paired_differences(
     return {case: math.fsum(found[case]) / len(found[case]) for case in sorted(found)}
 
 
+def averaged_by(differences: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, float]:
+    """One difference a group of cases that show nearly the same, by its first case; other cases stay as they are.
+
+    Args:
+        differences: case -> difference.
+        groups: case -> group; cases that are alike to none are absent.
+    """
+    found: dict[str, list[float]] = {}
+    first: dict[str, str] = {}
+    for case in sorted(differences):
+        found.setdefault(first.setdefault(groups[case], case) if case in groups else case, []).append(differences[case])
+    return {case: math.fsum(values) / len(values) for case, values in found.items()}
+
+
 def paired_test(differences: Sequence[float]) -> PairedTest:
     """Wilcoxon's signed-rank test that paired differences lie symmetrically about zero; two-sided.
 

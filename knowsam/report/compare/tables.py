@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from knowsam.engine.scores import MEAN
+from knowsam.engine.scores import IMAGE_LEVEL, MEAN
+from knowsam.metrics.segmentation import PIXEL_METRICS
 from knowsam.report.checks import UNKNOWN
 from knowsam.report.compare.collect import RETIRED
-from knowsam.report.compare.comparison import Row, TableSet
+from knowsam.report.compare.comparison import Cell, Row, TableSet
 from knowsam.report.compare.statistics import Spread
 from knowsam.report.numbers import LENGTHS, NONE, exact, mean_sd, metric_name, number
 from knowsam.report.runs import Run
@@ -57,6 +58,52 @@ def results(tables: TableSet, class_name: str = MEAN) -> Table:
         rows.append(texts)
     title = f"{tables.experiment}: {_class_label(tables, class_name)} on {tables.scores['split']}, mean ± sd over seeds"
     return Table("results", title, head, rows, 2 if outputs else 1, _strong(tables))
+
+
+def errors(tables: TableSet, class_name: str = MEAN) -> Table:
+    """A row per setting: pixels called wrongly, and structures found image by image. No tests.
+
+    Args:
+        tables: with rows.
+        class_name: one of its classes.
+    """
+    metrics = [m for m in (*PIXEL_METRICS, *IMAGE_LEVEL) if any(row.errors[class_name, m].n for row in tables.rows)]
+    rows = [
+        [_row_name(tables, row), *(spread_text(metric, row.errors[class_name, metric]) for metric in metrics)]
+        for row in tables.rows
+    ]
+    title = (
+        f"{tables.experiment}: {_class_label(tables, class_name)} on {tables.scores['split']}, pixels and structures "
+    )
+    title += "found, mean ± sd over seeds"
+    head = ["setting", *(metric_name(metric, tables.units) for metric in metrics)]
+    return Table("errors", title, head, rows, 1, _strong(tables))
+
+
+def data_sets(sets: Sequence[TableSet]) -> Table | None:
+    """The settings on their own data and on others, by the main metric, and the mean of these; None without others.
+
+    Args:
+        sets: of one experiment, its own data first.
+    """
+    filled = [item for item in sets if item.rows]
+    if len(filled) < 2:
+        return None
+    metric = filled[0].metrics[0]
+    rows = []
+    for row in filled[0].rows:
+        values = []
+        for item in filled:
+            there = next((other for other in item.rows if other.setting == row.setting), None)
+            cell = None if there is None else there.cells.get((MEAN, metric))
+            values.append(None if cell is None else cell.values)
+        means = [value.mean for value in values if value is not None and value.mean is not None]
+        mean = sum(means) / len(means) if len(means) == len(filled) else None
+        rows.append([_row_name(filled[0], row), *(spread_text(metric, v) for v in values), number(metric, mean)])
+    name = metric_name(metric, filled[0].units)
+    title = f"{filled[0].experiment}: {name}, mean over classes, on its own {filled[0].scores['split']} and other data"
+    head = ["setting", *("its own" if item.dataset is None else item.dataset for item in filled), "mean of these"]
+    return Table("data sets", f"{title}, mean ± sd over seeds", head, rows, 1, _strong(filled[0]))
 
 
 def tests(tables: TableSet, class_name: str = MEAN, metrics: Sequence[str] | None = None) -> Table:
@@ -127,12 +174,21 @@ def checkpoints(tables: TableSet) -> Table:
 
 def records(tables: TableSet) -> list[dict[str, str]]:
     """Everything, a record per class, setting and metric; numbers as they are, not in percent."""
-    return [
-        {name: exact(value) for name, value in _record(tables, row, class_name, metric).items()}
+    found = [
+        _record(tables, row, class_name, metric, row.cells[class_name, metric])
         for class_name in tables.classes
         for row in tables.rows
         for metric in tables.metrics
     ]
+    # Without a test: mean and sd alone.
+    found += [
+        _record(tables, row, class_name, metric, Cell({}, values))
+        for class_name in tables.classes
+        for row in tables.rows
+        for (name, metric), values in row.errors.items()
+        if name == class_name and metric not in tables.metrics and values.n
+    ]
+    return [{name: exact(value) for name, value in record.items()} for record in found]
 
 
 def _row_name(tables: TableSet, row: Row) -> str:
@@ -154,8 +210,7 @@ def _class_label(tables: TableSet, class_name: str) -> str:
     return f"mean over {len(names)} classes" if len(names) > 1 else names[0]
 
 
-def _record(tables: TableSet, row: Row, class_name: str, metric: str) -> dict[str, object]:
-    cell = row.cells[class_name, metric]
+def _record(tables: TableSet, row: Row, class_name: str, metric: str, cell: Cell) -> dict[str, object]:
     labelled = {run.labelled for run in row.runs}
     alone = class_name == MEAN and len(tables.classes) == 1
     test, delta = cell.test, cell.delta
@@ -188,6 +243,7 @@ def _record(tables: TableSet, row: Row, class_name: str, metric: str) -> dict[st
         "counted_here_only": test and cell.one_sided[0],
         "counted_in_baseline_only": test and cell.one_sided[1],
         "scored": "; ".join(dict.fromkeys(_checkpoint(run)[0] for run in row.runs)),
+        "data": tables.dataset or "own",
     }
 
 
@@ -197,7 +253,8 @@ def _checkpoint(run: Run) -> list[str]:
     if found is None:
         return [UNKNOWN, UNKNOWN, UNKNOWN, NONE]
     value = NONE if found.get("value") is None else f"{100 * found['value']:.2f}"
-    return [str(found["file"]), str(found["chosen_by"]), str(found["step"]), value]
+    step = NONE if found.get("step") is None else str(found["step"])
+    return [str(found["file"]), str(found["chosen_by"]), step, value]
 
 
 def _strong(tables: TableSet) -> frozenset[int]:

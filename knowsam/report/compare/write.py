@@ -11,6 +11,7 @@ from knowsam.engine.scores import MEAN
 from knowsam.errors import StorageError
 from knowsam.files import write_text
 from knowsam.report.compare import plots, tables
+from knowsam.report.compare.collect import on_data
 from knowsam.report.compare.comparison import Comparison, TableSet
 from knowsam.report.compare.notes import notes
 from knowsam.report.document import figure, render
@@ -82,7 +83,9 @@ def markdown(comparison: Comparison, drawn: Plots) -> str:
     for item in comparison.sets:
         parts += [f"## {markdown_text(item.experiment)}", ""]
         if item.rows:
-            parts += [to_markdown(tables.results(item))]
+            parts += [to_markdown(tables.results(item)), to_markdown(tables.errors(item))]
+        over = data_sets_of(comparison, item)
+        parts += [to_markdown(over)] if over is not None else []
         parts += [*(f"- {markdown_text(note)}" for note in notes(item)), ""]
         for plot in drawn[item.experiment]:
             parts += [f"![{markdown_text(plot.caption)}]({plot.file})", ""]
@@ -94,7 +97,9 @@ def latex(comparison: Comparison) -> str:
     """The result tables, and the tests of the mean over classes, a table per metric so that each fits a page."""
     parts = [r"% needs \usepackage{booktabs}", ""]
     for item in _filled(comparison):
-        parts += [to_latex(tables.results(item), notes(item))]
+        parts += [to_latex(tables.results(item), notes(item)), to_latex(tables.errors(item))]
+        over = data_sets_of(comparison, item)
+        parts += [to_latex(over)] if over is not None else []
         parts += [to_latex(tables.results(item, name)) for name in item.classes[1:]]
         if item.baseline is not None:
             parts += [to_latex(tables.tests(item, metrics=[metric])) for metric in item.metrics]
@@ -111,7 +116,8 @@ def html(comparison: Comparison, drawn: Plots) -> str:
     sections: list[dict[str, Any]] = [
         {
             "title": item.experiment,
-            "results": tables.results(item) if item.rows else None,
+            "results": [tables.results(item), tables.errors(item)] if item.rows else [],
+            "data_sets": data_sets_of(comparison, item),
             "notes": notes(item),
             "figures": [figure(plot.svg, plot.caption) for plot in drawn[item.experiment]],
             "details": list(_details(item)),
@@ -119,6 +125,21 @@ def html(comparison: Comparison, drawn: Plots) -> str:
         for item in comparison.sets
     ]
     return render("compare/comparison.html", name=comparison.name, split=comparison.split, sections=sections)
+
+
+def data_sets_of(comparison: Comparison, item: TableSet) -> Table | None:
+    """The own and the other data of an experiment beside each other; None in the sections of the others.
+
+    Args:
+        comparison: with ``item``.
+        item: of one experiment, on its own data or on others.
+    """
+    if not item.rows or item.dataset is not None:
+        return None
+    others = [
+        o for o in comparison.sets if o.dataset is not None and o.experiment == on_data(item.experiment, o.dataset)
+    ]
+    return tables.data_sets([item, *others])
 
 
 def _filled(comparison: Comparison) -> list[TableSet]:
@@ -131,6 +152,7 @@ def _details(item: TableSet) -> Iterator[Table]:
         return
     for name in item.classes[1:]:
         yield tables.results(item, name)
+        yield tables.errors(item, name)
     if item.baseline is not None:
         for name in item.classes:
             yield tables.tests(item, name)

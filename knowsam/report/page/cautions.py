@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from knowsam.report.checks import KINDS, LAST, UNKNOWN, checkpoint_kind, refuse_mixture
+from knowsam.report.checks import KINDS, LAST, UNKNOWN, checkpoint_kind, refuse_mixture, untrained
+from knowsam.report.folders import without_places
 from knowsam.report.page.history import Series
 from knowsam.report.page.overlays import Overlay
-from knowsam.report.page.record import Record, scored_runs, without_places
+from knowsam.report.page.record import Record, scored_runs
 from knowsam.report.runs import Run
+from knowsam.report.warnings import RANDOM
 
 SAME = 0.005
 """Dice of a case predicted anew and Dice of its scores may differ by this: another device rounds otherwise."""
@@ -25,6 +27,7 @@ def cautions(records: Sequence[Record], outputs: Mapping[str, str]) -> list[str]
     found = [
         *_about(records, _unfinished),
         *_about(records, _checkpoints),
+        *_about(records, lambda record: _warned(record, outputs)),
         *_mixtures(records),
         *_about(records, _trainings),
         *_outputs(records, outputs),
@@ -90,6 +93,14 @@ def _checkpoints(record: Record) -> Iterator[str]:
     if checkpoint is None:
         yield "the scores do not say which weights they are of; score the run again to know."
         return
+    if untrained(run):
+        masks = checkpoint_kind(run) == "masks"
+        yield (
+            "these are masks of another tool, scored as they are."
+            if masks
+            else f"this is the mean of the probabilities of {len(checkpoint.get('runs') or ())} runs."
+        )
+        return
     if checkpoint_kind(run) == LAST:
         yield (
             f"the scores are of the last step's weights ({checkpoint['file']}, step {checkpoint['step']}), which no "
@@ -102,6 +113,14 @@ def _checkpoints(record: Record) -> Iterator[str]:
         )
     if checkpoint.get("split") == run.scores["split"]:
         yield f"these are scores on {run.scores['split']}, which also chose the weights: they are too good."
+
+
+def _warned(record: Record, outputs: Mapping[str, str]) -> Iterator[str]:
+    """What the run was warned of; of random weights the page speaks in its own words."""
+    for warned in record.warnings:
+        elsewhere = record.scores is not None and outputs.get(record.name) != record.scores.outputs[0]
+        if warned.name != RANDOM and not (warned.name == "deployed_behind" and elsewhere):
+            yield warned.text
 
 
 def _mixtures(records: Sequence[Record]) -> Iterator[str]:
@@ -128,6 +147,8 @@ def _mixtures(records: Sequence[Record]) -> Iterator[str]:
 
 def _trainings(record: Record) -> Iterator[str]:
     history = record.history
+    if record.scores is not None and untrained(record.scores):
+        return
     if not history.train:
         yield "nothing was logged, so there are no curves."
     deployed = next(iter(history.dice.values()), Series()).steps

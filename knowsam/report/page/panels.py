@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from knowsam.engine.scores import MEAN
+from knowsam.report.page.score_tables import missed_cases
 from knowsam.report.runs import Run
 
 
@@ -14,7 +15,7 @@ class Pick:
 
     Attributes:
         case: its id.
-        why: ``best``, ``median``, ``worst``, or ``the runs differ most``.
+        why: ``best``, ``median``, ``worst``, ``a structure is missed``, or ``the runs differ most``.
     """
 
     case: str
@@ -55,7 +56,10 @@ def plan_panels(runs: Sequence[Run], outputs: Mapping[str, str], count: int) -> 
 
 
 def choose_cases(runs: Sequence[Run], outputs: Sequence[str], count: int) -> list[Pick]:
-    """The best, the middle and the worst cases, by Dice averaged over classes and over the runs.
+    """The best, the middle and the worst cases, by Dice averaged over classes and over the runs; and misses besides.
+
+    Where the worst cases show no missed structure, or not all, as many more that do are added: with several classes a
+    case may lack one and have a good mean all the same.
 
     Ties are broken by the case's id, so that the choice is the same every time. No case is chosen twice, however few
     there are.
@@ -74,9 +78,13 @@ def choose_cases(runs: Sequence[Run], outputs: Sequence[str], count: int) -> lis
     if len(runs) > 1:
         spreads = {case: max(of[case] for of in values) - min(of[case] for of in values) for case in shared}
         groups.append(("the runs differ most", sorted(shared, key=lambda case: (-spreads[case], case))[:count]))
+    missed = dict.fromkeys(c for run, output in zip(runs, outputs, strict=True) for c in missed_cases(run, output))
+    fewest = sorted((case for case in missed if case in means), key=lambda case: (means[case], case))
+    others = [case for case in fewest if case not in groups[1][1]]
+    groups.insert(2, ("a structure is missed", others[:count]))
     chosen: dict[str, str] = {}
     for why, cases in groups:
         for case in cases:
             chosen.setdefault(case, why)
-    rank = ["best", "median", "worst", "the runs differ most"]
+    rank = ["best", "median", "worst", "a structure is missed", "the runs differ most"]
     return sorted((Pick(case, why) for case, why in chosen.items()), key=lambda pick: rank.index(pick.why))

@@ -8,8 +8,10 @@ import numpy as np
 from knowsam.data.source import Source
 from knowsam.engine import distributed
 from knowsam.errors import ConfigError, DataError, KnowsamError
+from knowsam.inference.postprocess import apply
 from knowsam.inference.predict import predict_cases
-from knowsam.metrics.segmentation import case_metrics
+from knowsam.metrics.segmentation import IGNORE_ID, case_metrics
+from knowsam.report.checks import untrained
 from knowsam.report.page.networks import OpenNetworks
 from knowsam.report.page.overlays import Overlay, telling_slice
 from knowsam.report.page.panels import Panel, plan_panels
@@ -65,6 +67,8 @@ def take_pictures(
             without[record.name] = f"The run has {record.unscored.partition('. ')[0]}, by which cases would be chosen."
         elif not count:
             without[record.name] = "None were asked for (--cases 0)."
+        elif untrained(run):
+            without[record.name] = "There is no one checkpoint to predict from."
         else:
             cases = [panel.case for panel in panels if panel.run == record.name]
             try:
@@ -102,8 +106,11 @@ def _predicted(
         outputs=[output],
         autocast=networks.autocast,
     )
+    # What was scored is what was left after this.
+    spec = ((run.scores.get("postprocess") or {}).get("applied") or {}).get(output)
     for case, labels in predictions:
-        yield case, _overlay(source, case, labels[output], networks.class_names)
+        prediction = apply(labels[output], spec, source.spacing(case))
+        yield case, _overlay(source, case, prediction, networks.class_names)
 
 
 def _overlay(source: Source, case: str, prediction: np.ndarray, class_names: Sequence[str]) -> Overlay:
@@ -111,6 +118,8 @@ def _overlay(source: Source, case: str, prediction: np.ndarray, class_names: Seq
     image, truth, place = source.image(case), source.mask(case), ""
     scores = case_metrics(prediction, truth, num_classes=source.num_classes, distances=False)
     spacing = source.spacing(case)
+    if source.num_classes <= IGNORE_ID:
+        truth = np.where(truth == IGNORE_ID, 0, truth)  # where nothing is known there is nothing to outline
     if prediction.ndim == 3:
         z = telling_slice(truth, prediction)
         place = f"slice {z + 1} of {len(truth)}"

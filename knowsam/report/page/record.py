@@ -2,20 +2,18 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from knowsam.engine.log import read_metrics
 from knowsam.engine.runfolder import RunFolder
 from knowsam.errors import DataError, KnowsamError
-from knowsam.report.folders import named_folders
+from knowsam.report.folders import named_folders, without_places
 from knowsam.report.page.history import History, read_history
-from knowsam.report.runs import Reader, Run, how_to_score, read_run
-
-_PLACES = re.compile(r"(?<![\w.:/])(?:/[^\s/:'\",]+)+/(?=[^\s/:'\",])")
+from knowsam.report.runs import Reader, Run, how_to_score, other_data, read_run
+from knowsam.report.warnings import Warned, logged_warnings
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,8 @@ class Record:
         history: what it logged.
         scores: on the split, as a setting of the run's own name; None when it has none.
         unscored: what to do about that.
+        others: scores on other data than its own.
+        warnings: what its training was warned of, and what its scores show.
     """
 
     name: str
@@ -52,6 +52,8 @@ class Record:
     history: History
     scores: Run | None
     unscored: str = ""
+    others: tuple[Run, ...] = ()
+    warnings: tuple[Warned, ...] = ()
 
     @property
     def method(self) -> str:
@@ -67,7 +69,9 @@ class Record:
 
     @property
     def step(self) -> int | None:
-        """Updates done; None when nothing tells."""
+        """Updates done; None when nothing tells, or where scores are of no training of ours."""
+        if "called" in self.status:
+            return None
         step = self.status.get("step")
         if isinstance(step, int):
             return step
@@ -110,6 +114,7 @@ def read_record(folder: str | os.PathLike[str], reader: Reader, name: str) -> Re
     experiment, seed, _ = reader.settings(folder)
     config = _text(run.config)
     scored = (run.evaluation / f"{reader.split}.json").is_file()
+    scores = read_run(folder, reader, setting=name, experiment=experiment) if scored else None
     return Record(
         name=name,
         folder=str(run),
@@ -124,7 +129,12 @@ def read_record(folder: str | os.PathLike[str], reader: Reader, name: str) -> Re
         sam_weights=without_places(_text(run.sam_weights)).strip(),
         history=read_history(read_metrics(run.metrics)),
         # Every run is a setting of its own, called by the name of the run.
-        scores=read_run(folder, reader, setting=name, experiment=experiment) if scored else None,
+        scores=scores,
+        others=tuple(
+            read_run(folder, reader, setting=name, experiment=experiment, dataset=dataset)
+            for dataset in other_data(folder, reader.split)
+        ),
+        warnings=tuple(logged_warnings(run)) if scores is None else scores.warnings,
         unscored="" if scored else f"no scores on {reader.split}. {how_to_score(reader.split, Path(folder).name)}",
     )
 
@@ -132,21 +142,6 @@ def read_record(folder: str | os.PathLike[str], reader: Reader, name: str) -> Re
 def scored_runs(records: Sequence[Record]) -> list[Run]:
     """The scores of those runs that have some; each ``setting`` is the name of its record."""
     return [record.scores for record in records if record.scores is not None]
-
-
-@overload
-def without_places(value: str) -> str: ...
-@overload
-def without_places(value: Any) -> Any: ...
-def without_places(value: Any) -> Any:
-    """Text, or a list of it, with ``.../name`` for each absolute path: a page may be shown to anybody.
-
-    Args:
-        value: what is neither text nor a list stays as it is.
-    """
-    if isinstance(value, list):
-        return [without_places(item) for item in value]
-    return _PLACES.sub("…/", value) if isinstance(value, str) else value
 
 
 def on_one_line(error: KnowsamError) -> str:

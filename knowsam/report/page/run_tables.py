@@ -39,7 +39,7 @@ def glance(records: Sequence[Record], outputs: Mapping[str, str]) -> Table:
                 _count(record.splits.get("labelled")),
                 NONE if record.step is None else f"{record.step} of {budget}",
                 NONE if run is None else number("dice", run.mean(outputs[run.setting], MEAN, "dice")),
-                NONE if run is None or run.checkpoint is None else str(run.checkpoint["step"]),
+                _step(run),
                 NONE if best is None else f"{100 * best[1]:.2f} at {best[0]}",
                 _duration(record.history.cost.get("seconds")),
             ]
@@ -102,6 +102,12 @@ def _facts(name: str, title: str, facts: Sequence[tuple[str, list[str]]], record
     return Table(
         name, title + ("; set off: differing between the runs" if strong else ""), head, rows, len(head), strong
     )
+
+
+def _step(run: Run | None) -> str:
+    """Of the checkpoint that was scored, where the scores say."""
+    step = None if run is None or run.checkpoint is None else run.checkpoint.get("step")
+    return NONE if step is None else str(step)
 
 
 def _count(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from knowsam.engine.scores import MEAN
 from knowsam.palette import CLASS_COLOURS
 from knowsam.report.document import Figure, figure
-from knowsam.report.numbers import number, scoring_rule
+from knowsam.report.numbers import number, postprocessing, scoring_rule
 from knowsam.report.page import run_tables
 from knowsam.report.page.cautions import cautions, changed_predictions
 from knowsam.report.page.curves import curve_figures, curve_notes, teaching_figures
@@ -15,7 +15,15 @@ from knowsam.report.page.overlays import Overlay, to_svg
 from knowsam.report.page.pictures import Pictures
 from knowsam.report.page.pseudo_labels import PseudoLabels, pseudo_label_note, pseudo_label_plot, pseudo_label_table
 from knowsam.report.page.record import Record, scored_runs
-from knowsam.report.page.score_tables import score_table, side_by_side, worst_cases
+from knowsam.report.page.score_tables import (
+    error_table,
+    errors_side_by_side,
+    other_data_table,
+    score_table,
+    side_by_side,
+    subgroup_table,
+    worst_cases,
+)
 from knowsam.report.page.setting_tables import all_settings, changed_settings, differing_settings
 from knowsam.report.runs import Run
 from knowsam.report.table import Table, to_csv, to_latex, to_markdown
@@ -55,15 +63,17 @@ def scores(records: Sequence[Record], outputs: Mapping[str, str]) -> Values:
     """Tables of scores, each also to be copied, and how the cases are distributed."""
     runs = scored_runs(records)
     first, more = distribution_figures(runs, outputs)
-    details = [score_table(run) for run in runs if len(records) > 1]
+    details = [table for run in runs if len(records) > 1 for table in (score_table(run), error_table(run))]
     details += [worst_cases(run, outputs[run.setting]) for run in runs]
+    others = [run for record in records for run in record.others]
+    apart = [subgroup_table(runs, outputs), other_data_table(others, outputs)]
     return {
         "scores": [
             {
                 "table": table,
                 "forms": {"Markdown": to_markdown(table), "LaTeX": to_latex(table), "CSV": _csv(table)},
             }
-            for table in score_tables(runs, outputs)
+            for table in [*score_tables(runs, outputs), *(table for table in apart if table is not None)]
         ],
         "score_notes": score_notes(runs),
         "score_details": details,
@@ -80,15 +90,24 @@ def score_tables(runs: Sequence[Run], outputs: Mapping[str, str]) -> list[Table]
         outputs: name of each run -> the output that stands for it among several.
     """
     if len(runs) == 1:
-        return [score_table(runs[0])]
+        return [score_table(runs[0]), error_table(runs[0])]
     names = runs[0].scores["class_names"] if runs else []
     names = [*([MEAN] if len(names) > 1 else []), *names]
-    return [side_by_side(runs, outputs, name) for name in names]
+    scores = [side_by_side(runs, outputs, name) for name in names]
+    return scores + [errors_side_by_side(runs, outputs, name) for name in names]
 
 
 def score_notes(runs: Sequence[Run]) -> list[str]:
     """What the numbers are; once where it is the same for all runs."""
     rules = {run.setting: scoring_rule(run.scores, run.scores["metrics"], run.scores["unit"]) for run in runs}
+    for run in runs:
+        done: dict[str, list[str]] = {}
+        for output in run.outputs:
+            if text := postprocessing(run.scores, output):
+                done.setdefault(text, []).append(output)
+        if done:
+            words = "; ".join(f"{text} of {', '.join(outputs)}" for text, outputs in done.items())
+            rules[run.setting] += f" Post-processing: {words}."
     if len(set(rules.values())) == 1:
         notes = [next(iter(rules.values()))]
     else:
@@ -97,7 +116,9 @@ def score_notes(runs: Sequence[Run]) -> list[str]:
         notes.append(
             "± is the standard deviation over cases (n - 1), not over seeds. The columns missed, false and empty count "
             "the cases whose truth alone, whose prediction alone, and where neither has the class; the mean over "
-            "classes is that of the classes' means, and its counts are sums."
+            "classes is that of the classes' means, and its counts are sums. Recall is the sensitivity of pixels. "
+            "Image sensitivity: of the cases with the structure the share where some of it was found. "
+            "Image specificity: of the cases without it the share where none was."
         )
     if len(runs) > 1:
         notes.append("Nothing here is a test: knowsam compare gives spread over seeds and paired tests.")

@@ -11,7 +11,13 @@ from knowsam.report.page import sections
 from knowsam.report.page.pictures import Pictures
 from knowsam.report.page.pseudo_labels import PseudoLabels
 from knowsam.report.page.record import Record, scored_runs
-from knowsam.report.page.score_tables import score_records, score_table
+from knowsam.report.page.score_tables import (
+    error_table,
+    other_data_table,
+    score_records,
+    score_table,
+    subgroup_table,
+)
 from knowsam.report.table import markdown_text, to_csv, to_latex, to_markdown
 
 
@@ -107,12 +113,16 @@ def _tables(records: Sequence[Record], outputs: Mapping[str, str]) -> dict[str, 
     runs = scored_runs(records)
     if not runs:
         return {}
-    tables = [*sections.score_tables(runs, outputs), *(score_table(run) for run in runs if len(runs) > 1)]
+    tables = sections.score_tables(runs, outputs)
+    tables += [table for run in runs if len(runs) > 1 for table in (score_table(run), error_table(run))]
+    others = [run for record in records for run in record.others]
+    apart = [subgroup_table(runs, outputs), other_data_table(others, outputs)]
+    tables += [table for table in apart if table is not None]
     notes = sections.score_notes(runs)
     title = f"# {markdown_text(sections.title(records))}\n\n"
     below = "".join(f"- {markdown_text(note)}\n" for note in notes)
     return {
         "_tables.md": title + "\n".join(map(to_markdown, tables)) + "\n" + below,
         "_tables.tex": "\n".join([r"% needs \usepackage{booktabs}", "", *(to_latex(table, notes) for table in tables)]),
-        "_tables.csv": to_csv(score_records(runs)),
+        "_tables.csv": to_csv(score_records([*runs, *others])),
     }

@@ -66,7 +66,9 @@ def test_all_files_and_all_numbers(sweep, tmp_path):
     assert "1 of 1 run of 'gone' failed (seed 0, exit 79: numeric): it has no row." in markdown
     assert "best.pt, chosen by: validation Dice of fusion, mean over classes; step 400" in markdown
     records = list(csv.DictReader(io.StringIO(files["comparison.csv"].decode())))
-    assert len(records) == 2 * 5 + 2 * 3 * 5  # settings x metrics, then x classes and their mean
+    # Settings x metrics, then x classes and their mean. Every case shows every structure: no image specificity.
+    assert len(records) == 2 * 9 + 2 * 3 * 9
+    assert [r["p"] for r in records if r["metric"] in ("recall", "image_sensitivity")] == [""] * 16
     first = records[5]
     assert (
         first["setting"] == NASTY and first["metric"] == "dice" and first["n_cases"] == "8" and first["p_is"] == "exact"

@@ -15,10 +15,11 @@ from knowsam.cli.main import run_command
 from knowsam.config import parse_config
 from knowsam.config.checking import default_settings
 from knowsam.errors import ConfigError, NotFoundError, StorageError
+from knowsam.metrics import METRIC_NAMES
+from knowsam.report.folders import without_places
 from knowsam.report.page.history import read_history
 from knowsam.report.page.panels import Panel
 from knowsam.report.page.pictures import Pictures
-from knowsam.report.page.record import without_places
 from knowsam.report.page.write import main_outputs, page, write_page
 
 NASTY = "50% & <b>|`\"'$x_1$"
@@ -95,7 +96,7 @@ def test_the_tables_beside_the_page(tmp_path):
     rows = list(csv.DictReader(text[".csv"].splitlines()))
     exact = np.mean(list(scores(1).values()))
     assert float(rows[0]["mean"]) == pytest.approx(exact, rel=1e-9) and rows[0]["metric"] == "dice"
-    assert {row["metric"] for row in rows} == {"dice", "iou", "hd95", "asd", "nsd"} and rows[2]["unit"] == "px"
+    assert {row["metric"] for row in rows} == {*METRIC_NAMES, "image_sensitivity"} and rows[2]["unit"] == "px"
 
 
 # ---------------------------------------------------------------- the page itself

@@ -128,6 +128,37 @@ def test_the_checkpoint_is_the_one_that_was_scored(tmp_path, checkpoint, name):
     assert asked == [("run", name)]
 
 
+def test_what_was_done_before_scoring_is_done_to_the_pictures(tmp_path):
+    spec = {"name": "remove_small", "size": 40, "unit": "px"}  # all of the 32 pixels that are predicted
+    done = {"asked": spec, "applied": {"fusion": spec, "unet": None}}
+    records = records_of(write_run(tmp_path / "run", {"a": 0.9}, outputs={"unet": {"a": 0.1}}, postprocess=done))
+    shown = take_pictures(records, OUTPUTS, 1, networks(Cases("a"))[0], device="cpu").of("run")["a"]
+    assert shown.prediction.sum() == 0 and shown.dice == {"lesion": 0}
+    shown = take_pictures(records, {"run": "unet"}, 1, networks(Cases("a"))[0], device="cpu").of("run")["a"]
+    assert shown.prediction.sum() == 32
+
+
+def test_ignored_pixels_are_not_outlined(tmp_path):
+    class Partly(Cases):
+        def mask(self, case):
+            mask = super().mask(case)
+            mask[..., 4:] = 255
+            return mask
+
+    records = records_of(write_run(tmp_path / "run", {"a": 0.9}))
+    shown = take_pictures(records, OUTPUTS, 1, networks(Partly("a", depth=3))[0], device="cpu").of("run")["a"]
+    assert shown.place == "slice 2 of 3" and shown.truth.max() == 1 and shown.truth.sum() == 28
+    assert shown.dice == {"lesion": pytest.approx(2 * 28 / 60)}
+
+
+def test_scores_without_a_training_have_no_pictures(tmp_path):
+    masks = {"kind": "masks", "file": "masks", "step": None, "chosen_by": "-", "split": None, "value": None}
+    records = records_of(write_run(tmp_path / "run", {"a": 0.9}, checkpoint=masks))
+    opener, asked = networks(Cases("a"))
+    found = take_pictures(records, OUTPUTS, 1, opener, device="cpu")
+    assert found.without == {"run": "There is no one checkpoint to predict from."} and found.failed == asked == []
+
+
 def test_a_run_without_pictures_has_a_reason(tmp_path):
     scored, unscored = write_run(tmp_path / "run", {"a": 0.9}), write_run(tmp_path / "other", None, seed=1)
     records = records_of(scored, unscored)

@@ -1,0 +1,122 @@
+"""Masks that another tool wrote, found by the ids of the cases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from knowsam.data.readers import EXTENSIONS, raw_labels, read_mask, scan_folder
+from knowsam.errors import DataError
+
+ARRAYS = (".nii", ".nii.gz", ".h5", ".hdf5", ".npz", ".npy")
+"""Extensions of arrays, beside those of pictures."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The masks of a folder.
+
+    Attributes:
+        paths: case id -> its file.
+        missing: ids without a file.
+        strangers: files that belong to no case, by their name below the folder.
+    """
+
+    paths: dict[str, Path]
+    missing: list[str] = field(default_factory=list)
+    strangers: list[str] = field(default_factory=list)
+
+
+def find_masks(folder: str | Path, case_ids: Sequence[str], *, suffix: str = "") -> Found:
+    """The file of each case: its path below the folder without extension is the id, or the id's last part.
+
+    Args:
+        folder: with its subfolders.
+        case_ids: to look for.
+        suffix: what names have after the id, such as ``_pred``.
+    Raises:
+        NotFoundError: no such folder.
+        DataError: two files of one case, or two cases whose last parts are alike and that only these could tell apart.
+    """
+    folder = Path(folder)
+    last = tuple(dict.fromkeys([*EXTENSIONS, *ARRAYS, ".gz"]))
+    by_name: dict[str, list[Path]] = {}
+    for files in scan_folder(folder, last).values():
+        for file in files:
+            name = file.relative_to(folder).as_posix()
+            extension = next((e for e in ARRAYS if name.lower().endswith(e)), file.suffix)
+            stem = name[: -len(extension)]
+            if suffix and not stem.endswith(suffix):
+                continue
+            by_name.setdefault(stem.removesuffix(suffix) if suffix else stem, []).append(file)
+    by_last: dict[str, list[str]] = {}
+    for case in case_ids:
+        by_last.setdefault(case.rpartition("/")[2], []).append(case)
+    paths: dict[str, Path] = {}
+    missing = []
+    used: set[Path] = set()
+    for case in case_ids:
+        files = by_name.get(case) or []
+        short = case.rpartition("/")[2]
+        if not files and short in by_name:
+            if len(by_last[short]) > 1:
+                raise DataError(
+                    f"{by_name[short][0]} may be the mask of {' or of '.join(by_last[short])}",
+                    hint="Put the masks into folders as in the ids.",
+                )
+            files = by_name[short]
+        if len(files) > 1:
+            raise DataError(f"case {case} has {len(files)} masks: {', '.join(map(str, files))}", hint="Leave one.")
+        if files:
+            paths[case] = files[0]
+            used.add(files[0])
+        else:
+            missing.append(case)
+    every = sorted(file for files in by_name.values() for file in files)
+    return Found(paths, missing, [file.relative_to(folder).as_posix() for file in every if file not in used])
+
+
+def read_raw(path: Path) -> np.ndarray:
+    """Values of a mask as they are stored.
+
+    Args:
+        path: a picture; or NIfTI, h5 (dataset ``label``, ``mask`` or its only one), npy or npz (its only array).
+    Returns:
+        Unsigned integers (H, W) or (D, H, W), of a picture also colours (H, W, 3).
+    Raises:
+        NotFoundError, DataError: not there, damaged, or no mask.
+    """
+    name = path.name.lower()
+    try:
+        if name.endswith((".nii", ".nii.gz")):
+            import nibabel
+
+            volume: Any = nibabel.load(path)
+            array = np.asanyarray(volume.dataobj)
+            array = array.reshape((*array.shape, 1)[:3]).transpose(2, 1, 0)  # (x, y, z) -> (D, H, W)
+        elif name.endswith((".h5", ".hdf5")):
+            import h5py
+
+            with h5py.File(path, "r") as file:
+                key = next((key for key in ("label", "mask") if key in file), None) or _only(list(file), path)
+                array = np.asarray(file[key])
+        elif name.endswith((".npz", ".npy")):
+            loaded = np.load(path, allow_pickle=False)
+            array = loaded if isinstance(loaded, np.ndarray) else loaded[_only(list(loaded), path)]
+        else:
+            return read_mask(path)
+    except DataError:
+        raise
+    except Exception as error:  # a broken file makes these libraries raise nearly any class
+        raise DataError(
+            f"{path}: not a mask that can be read ({str(error).splitlines()[0] if str(error) else error!r})"
+        ) from error
+    return raw_labels(array, str(path))
+
+
+def _only(names: list[str], path: Path) -> str:
+    if len(names) != 1:
+        raise DataError(f"{path}: holds {', '.join(names) or 'nothing'}; one array, or one called label, is needed")
+    return names[0]

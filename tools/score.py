@@ -1,0 +1,11 @@
+"""Score masks that another tool wrote: python tools/score.py MASKS_FOLDER --experiment E.yaml."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a checkout that is not installed
+
+from knowsam.cli.main import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("score", sys.argv[1:]))
