@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,19 +31,26 @@ class Classes:
     reason: str
 
 
-def understand_masks(found: Survey, names: Sequence[str] | None, labels: Mapping[Any, Any] | None) -> Classes:
+def understand_masks(
+    found: Survey, names: Sequence[str] | None, labels: Mapping[Any, Any] | Literal["binary"] | None
+) -> Classes:
     """The classes, as they were given or as the values in the masks suggest them.
 
     Args:
         found: the folder's images and masks.
         names: K names, background first; None: made up.
-        labels: class id -> raw value or values; None: guessed.
+        labels: class id -> raw value or values; ``"binary"``: any value above 0 is class 1; None: guessed.
     Raises:
         ConfigError: another number of names than of classes, or labels that are no table.
         DataError: no masks, or values without an obvious meaning.
     """
-    guessed, threshold = labels, None
-    if labels is not None:
+    guessed: Mapping[Any, Any] | None
+    threshold: float | None
+    if labels == "binary":
+        guessed, threshold, count = None, 0, 2
+        reason = "every mask value above 0 is one class, as --labels binary says"
+    elif labels is not None:
+        guessed, threshold = labels, None
         count, reason = len(labels), "classes as given by --labels"
     else:
         masks = {case.id: case.values for case in found.cases if case.values is not None}

@@ -3,17 +3,23 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from knowsam import config
+from knowsam.data.layout import Folders
 from knowsam.data.make_splits import ALL_MASKS, make_folder
-from knowsam.errors import ConfigError, ExistsError, NotFoundError
+from knowsam.errors import ConfigError, DataError, ExistsError, NotFoundError
 from knowsam.files import write_text
 from knowsam.study.classes import absent_classes
 from knowsam.study.lists import write_study_lists
 from knowsam.study.read import Study
+
+Recipe = Literal["full", "small"]
+"""``full``: the published one, for a GPU; ``small``: what 2 cores can do."""
+
+RECIPES: dict[Recipe, str] = {"full": "published.yaml", "small": "small.yaml"}
 
 
 def experiment_places(out: str | Path, name: str, *, force: bool = False) -> tuple[Path, Path]:
@@ -36,7 +42,9 @@ def experiment_places(out: str | Path, name: str, *, force: bool = False) -> tup
     return experiment, lists
 
 
-def write_experiment(study: Study, experiment: Path, lists: Path, *, command: str, force: bool = False) -> None:
+def write_experiment(
+    study: Study, experiment: Path, lists: Path, *, command: str, recipe: Recipe = "small", force: bool = False
+) -> None:
     """Write the lists and the experiment, and load it once, so that a mistake of ours is seen here.
 
     Args:
@@ -44,33 +52,44 @@ def write_experiment(study: Study, experiment: Path, lists: Path, *, command: st
         experiment: YAML file to write.
         lists: folder for the lists.
         command: the command line that would do the same again.
+        recipe: what the experiment inherits.
         force: replace other lists.
     Raises:
+        DataError: no list to validate on, which training needs.
         NotFoundError: this is no checkout, so there is nothing to inherit from.
         ExistsError, StorageError: as ``write_study_lists``.
     """
-    text = experiment_text(study, experiment, lists)  # before the lists: it may refuse
+    text = experiment_text(study, experiment, lists, recipe)  # before the lists: it may refuse
     write_study_lists(study, lists, command=command, force=force)
     make_folder(experiment.parent)
     write_text(experiment, text)
     config.load_config(experiment)
 
 
-def experiment_text(study: Study, experiment: Path, lists: Path) -> str:
+def experiment_text(study: Study, experiment: Path, lists: Path, recipe: Recipe = "small") -> str:
     """The experiment as commented YAML.
 
     Args:
         study: read and drawn.
         experiment: the file that the text is for; paths are as they look from there.
         lists: folder of the lists.
+        recipe: what it inherits.
+    Raises:
+        DataError: no list to validate on.
+        NotFoundError: this is no checkout.
     """
+    if not study.drawn.lists.get("val"):
+        raise DataError(
+            "there is no validation case, and training chooses its checkpoint on these",
+            hint="Give --val a number above 0; at least one image besides those for training needs a mask.",
+        )
     name, classes, options = experiment.stem, study.classes, study.options
     labelled = default_labelled(study)
     available = ", ".join(name for name in study.drawn.lists if name.startswith("labelled_"))
     lines = [
         f"# {name}: written by knowsam init. Every key: `make docs`, docs/_build/html/config_reference.html.",
         f"#   knowsam check {name}.yaml, then knowsam train {name}.yaml; baseline: method.name=supervised",
-        f"inherits: {_inherits(experiment)}   # small: 2 cores will do. With a GPU and SAM's weights: published.yaml",
+        f"inherits: {_inherits(experiment, recipe)}   # {_RECIPE_NOTES[recipe]}",
         f"name: {name}",
         "data:",
         f"  source: {_flow(_source_block(study))}",
@@ -79,9 +98,7 @@ def experiment_text(study: Study, experiment: Path, lists: Path) -> str:
         f"  classes: {_flow(classes.names)}",
     ]
     if classes.threshold is not None:
-        lines.append(
-            f"  label_threshold: {classes.threshold}   # soft edges: mask values above it are {classes.names[1]}"
-        )
+        lines.append(f"  label_threshold: {classes.threshold}   # mask values above it are {classes.names[1]}")
     elif classes.labels is not None:
         lines.append(f"  labels: {_flow(dict(classes.labels))}   # class id: value(s) in the mask files")
     else:
@@ -96,12 +113,19 @@ def experiment_text(study: Study, experiment: Path, lists: Path) -> str:
         )
     if len(study.drawn.lists[labelled]) == len(study.drawn.lists["train"]):
         lines.append("  unlabelled_includes_labelled: true   # no training image is without a label")
-    lines += [
-        "  # image_size: 128    # pixels; details smaller than an image pixel at this size are lost",
-        "train:",
-        "  max_steps: 400       # for a first look; more for results (docs/own_data.md)",
-        "  seed: 0",
-    ]
+    if recipe == "small":
+        lines += [
+            "  # image_size: 128    # pixels; details smaller than an image pixel at this size are lost",
+            "train:",
+            "  max_steps: 400       # for a first look; more for results (docs/own_data.md)",
+        ]
+    else:
+        lines += [
+            "  # image_size: 256    # pixels; details smaller than an image pixel at this size are lost",
+            "train:",
+            "  # max_steps: 50000   # as published",
+        ]
+    lines.append("  seed: 0")
     return "\n".join(lines) + "\n"
 
 
@@ -123,18 +147,23 @@ def default_labelled(study: Study) -> str:
 def _source_block(study: Study) -> dict[str, Any]:
     """``data.source``; what is as usual is left out."""
     layout = study.layout
-    root = layout.root()
-    source = {"name": "image_folder", "root": _portable_root(root)}
-    masks = (layout.masks or layout.images).absolute()
-    for key, folder, usual in (("image_dir", layout.images.absolute(), "images"), ("mask_dir", masks, "masks")):
-        if (relative := folder.relative_to(root).as_posix()) != usual:
-            source[key] = relative
+    source: dict[str, Any] = {"name": "image_folder", "root": _portable_root(layout.root)}
+    masks = layout.masks if layout.masks is not None else layout.images
+    folders: tuple[tuple[str, Folders, str], ...] = (
+        ("image_dir", layout.images, "images"),
+        ("mask_dir", masks, "masks"),
+    )
+    for key, given, usual in folders:
+        if given != usual:
+            source[key] = given if isinstance(given, str) else dict(given)
     if layout.image_suffix:
         source["image_suffix"] = layout.image_suffix
     if layout.mask_suffix:
         source["mask_suffix"] = layout.mask_suffix
     if study.intensity != "dtype":
         source["intensity"] = study.intensity
+    if study.options.several_masks == "merge" and layout.further_masks():
+        source["merge_masks"] = True
     return source
 
 
@@ -152,8 +181,14 @@ def _why(study: Study, name: str) -> str:
     return f"{number} of {train} training images; the other masks are not opened"
 
 
-def _inherits(experiment: Path) -> str:
-    base = config.REPOSITORY / "experiments" / "base" / "small.yaml"
+_RECIPE_NOTES: dict[Recipe, str] = {
+    "small": "2 cores will do. With a GPU and SAM's weights: published.yaml",
+    "full": "as published, for a GPU, with SAM's weights (knowsam weights fetch vit_b). Without a GPU: small.yaml",
+}
+
+
+def _inherits(experiment: Path, recipe: Recipe) -> str:
+    base = config.REPOSITORY / "experiments" / "base" / RECIPES[recipe]
     if not base.is_file():
         raise NotFoundError(
             f"{base} is not there, from which experiments inherit",
