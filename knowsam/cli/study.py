@@ -24,6 +24,9 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
         help="mask values of each class, such as '{0: 0, 1: [128, 255]}'; or binary: all above 0 is one class",
     )
     data.add_argument(
+        "--ignore", metavar="VALUE", help="mask value of pixels about which nothing is known, such as 255"
+    )
+    data.add_argument(
         "--several-masks",
         choices=("merge", "leave"),
         help="images with several masks, a_mask.png and a_mask_1.png: parts of one mask, or not to be used",
@@ -84,6 +87,7 @@ def study_options(args: argparse.Namespace) -> "StudyOptions":
         mask_suffix=args.mask_suffix,
         classes=[name.strip() for name in args.classes.split(",")] if args.classes else None,
         labels=_labels(args.labels) if args.labels else None,
+        ignore=_ignore(args.ignore) if args.ignore else None,
         several_masks=args.several_masks,
         intensity=args.intensity,
         val=args.val,
@@ -97,6 +101,20 @@ def study_options(args: argparse.Namespace) -> "StudyOptions":
         ready_splits=args.splits == "keep",
         seed=args.seed,
     )
+
+
+def _ignore(text: str) -> Any:
+    import yaml
+
+    from knowsam.errors import ConfigError
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--ignore {text!r} is no YAML: {error}") from error
+    if not isinstance(value, int | list):
+        raise ConfigError(f"--ignore {text!r}; needed is a mask value such as 255, or several: [254, 255]")
+    return value
 
 
 def _labels(text: str) -> "dict[Any, Any] | Literal['binary']":

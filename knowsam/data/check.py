@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from knowsam.data.cache import file_sha256, known, load_memo, remembered, save_memo
+from knowsam.data.labels import IGNORE_ID
 from knowsam.data.layout import Layout
 from knowsam.data.looks import Look, look, near_pairs, same_pixels
 from knowsam.data.make_splits import LEFT_OUT_FILE
@@ -22,7 +23,6 @@ from knowsam.data.splits import SPLITS, Splits
 from knowsam.data.traits import Traits, depth_note, file_traits, orientation_note, palette_note
 from knowsam.errors import DataError, Fault, KnowsamError, NotFoundError
 
-_IGNORE = 255  # the class id of pixels about which nothing is known
 _PEEK = 4096
 _LOSES_IMAGE = {"missing image", "several images"}
 _LOSES_MASK = {"missing mask", "several masks"}
@@ -361,7 +361,7 @@ def _look_at(source: Source, case_id: str, readable: bool, num_classes: int) -> 
             known_texts = {fault.text for fault in seen.faults}  # a broken image is no fault of its mask
             seen.faults += [fault for fault in faults if fault.text not in known_texts]
         else:
-            seen.classes = np.bincount(mask.ravel(), minlength=_IGNORE + 1)
+            seen.classes = np.bincount(mask.ravel(), minlength=IGNORE_ID + 1)
             _look_at_mask_file(source, case_id, seen)
     return seen
 
@@ -395,8 +395,8 @@ def _listed(fault: Fault, splits: Splits | None) -> Fault:
 
 
 def _count(masks: Mapping[str, np.ndarray], num_classes: int) -> ClassCounts:
-    counts = np.array(list(masks.values()), np.int64).reshape(-1, _IGNORE + 1)
-    ignored, counts = counts[:, _IGNORE], counts[:, :num_classes]
+    counts = np.array(list(masks.values()), np.int64).reshape(-1, IGNORE_ID + 1)
+    ignored, counts = counts[:, IGNORE_ID], counts[:, :num_classes]
     empty = sorted(i for i, pixels in zip(masks, counts, strict=True) if pixels[0] and not pixels[1:].any())
     silent = sorted(i for i, pixels in zip(masks, counts, strict=True) if not pixels.any())
     return ClassCounts(

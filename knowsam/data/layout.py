@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from knowsam.data.labels import IGNORE_ID
 from knowsam.data.readers import EXTENSIONS, scan_folder
 from knowsam.errors import DataError, NotFoundError
 
@@ -236,7 +237,7 @@ def mask_names(names: Iterable[str], image_suffix: str = "") -> set[str]:
     }
 
 
-def merge_masks(arrays: Sequence[NDArray[np.uint8]], ignore: int = 255) -> NDArray[np.uint8]:
+def merge_masks(arrays: Sequence[NDArray[np.uint8]], ignore: int = IGNORE_ID) -> NDArray[np.uint8]:
     """One mask of several of one image: each pixel has the class that any of them gives it.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from knowsam.data.labels import LabelTable
+from knowsam.data.labels import IGNORE_ID, LabelTable
 from knowsam.data.layout import Layout, merge_masks
 from knowsam.data.looks import Look, look
 from knowsam.data.readers import is_deep, read_image, read_mask
@@ -20,6 +20,7 @@ Value = int | tuple[int, int, int]
 """A raw mask value: a number, or a colour."""
 
 _MOST_COLOURS = 1000
+_FEW_OBJECTS = 8  # more of them are recognised by their numbers alone
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Case:
         look: what the image looks like.
         masks: files of the mask; several are parts of one; empty without one that can be used.
         values: raw mask value -> pixels; None without a mask that can be read and has the image's size.
+        objects: raw value -> connected parts of it, of a mask of few whole numbers; else None.
         together: for several masks: the raw values that they have at one pixel -> such pixels.
         traits: of the image file.
         mask_traits: of the first mask's file.
@@ -42,6 +44,7 @@ class Case:
     look: Look
     masks: tuple[Path, ...] = ()
     values: dict[Value, int] | None = None
+    objects: dict[int, int] | None = None
     together: dict[tuple[Value, ...], int] | None = None
     traits: Traits = Traits()
     mask_traits: Traits = Traits()
@@ -124,6 +127,10 @@ def _read(case_id: str, image: Path, masks: list[Path], *, intensity: str) -> tu
     case.values = {value: sum(c.get(value, 0) for c in counts) for c in counts for value in c}
     if len(raws) > 1:
         case.together = _together(raws)
+    elif raws[0].ndim == 2 and int(raws[0].max(initial=0)) < _FEW_OBJECTS:
+        from knowsam.data.label_guess import connected_parts  # which knows this module's values
+
+        case.objects = connected_parts(raws[0])
     case.masks = tuple(masks)
     return case, []
 
@@ -191,14 +198,17 @@ def class_pixels(values: Mapping[Value, int], table: LabelTable) -> tuple[np.nda
     strange: list[Value] = []
     for value, count in values.items():
         try:
-            pixels[class_of(value, table)] += count
+            class_id = class_of(value, table)
         except DataError:
             strange.append(value)
+            continue
+        if class_id != IGNORE_ID:
+            pixels[class_id] += count
     return pixels, strange
 
 
 def class_of(value: Value, table: LabelTable) -> int:
-    """Class of one raw value.
+    """Class of one raw value; ``IGNORE_ID`` of one that is ignored.
 
     Raises:
         DataError: it has none.
@@ -241,7 +251,9 @@ def _merged_values(together: Mapping[tuple[Value, ...], int], table: LabelTable)
     Raises:
         DataError: masks that give one pixel several classes.
     """
-    first = table.raw_values()
+    first: dict[int, Value] = dict(enumerate(table.raw_values()))
+    if table.ignored:
+        first[IGNORE_ID] = table.ignored[0]
     counts = np.array(list(together.values()))
     columns = [[class_of(value, table) for value in column] for column in zip(*together, strict=True)]
     merged = merge_masks([np.repeat(np.array(column, np.uint8), counts) for column in columns])

@@ -103,6 +103,8 @@ def experiment_text(study: Study, experiment: Path, lists: Path, recipe: Recipe 
         lines.append(f"  labels: {_flow(dict(classes.labels))}   # class id: value(s) in the mask files")
     else:
         lines.append("  # labels are not needed: masks hold class ids")
+    if classes.ignore is not None:
+        lines.append(f"  ignore: {_flow(classes.ignore)}   # mask value(s) of pixels about which nothing is known")
     if options.group_regex:
         lines.append(f"  group_regex: {_flow(options.group_regex)}   # the part of a name that is the patient")
     elif options.groups:

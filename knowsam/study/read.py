@@ -31,6 +31,7 @@ class StudyOptions:
         classes: K names, background first; None: made up.
         labels: class id -> raw mask value or values, as ``data.labels``; ``"binary"``: every value above 0 is class 1,
             such as numbered instances; None: guessed from the masks.
+        ignore: raw mask value or values of pixels about which nothing is known; None: guessed with the labels.
         several_masks: ``"merge"``: numbered masks of one image are parts of one; ``"leave"``: such images count as
             unlabelled; None: refused where there are any, with the question.
         intensity: how values become 0..255, see ``readers.to_uint8``; None: what fits the files.
@@ -53,6 +54,7 @@ class StudyOptions:
     mask_suffix: str | None = None
     classes: Sequence[str] | None = None
     labels: Mapping[Any, Any] | Literal["binary"] | None = None
+    ignore: Any = None
     several_masks: Literal["merge", "leave"] | None = None
     intensity: str | None = None
     val: float = 10.0
@@ -136,7 +138,7 @@ def read_study(options: StudyOptions, progress: Callable[[int, int], None] | Non
         notes.append(f"intensity {intensity}, for ALL images, those of 8 bits too: {why}")
     stored = _stored_warnings(found)
     try:
-        classes = understand_masks(found, options.classes, options.labels)
+        classes = understand_masks(found, options.classes, options.labels, options.ignore)
     except DataError as error:
         raise DataError("\n".join([str(error), *stored]), hint=error.hint) from error
     notes.append(classes.reason)

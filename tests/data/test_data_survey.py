@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from knowsam.data.label_guess import guess_labels
+from knowsam.data.label_guess import connected_parts, guess_labels
 from knowsam.data.labels import LabelTable
 from knowsam.data.layout import find_layout
 from knowsam.data.survey import class_pixels, raw_values, suggest_intensity, survey, without_strange_masks
@@ -211,3 +211,104 @@ def test_a_mask_that_fits_the_turned_image_is_told_so(folder):
     Image.new("L", (20, 24)).save(folder / "masks" / "a.png")
     (fault,) = survey(find_layout(folder)).faults
     assert "24 x 20, the image 20 x 24" in fault.text and "EXIF orientation 6" in fault.text
+
+
+@pytest.mark.parametrize(
+    ("found", "num_classes", "labels", "ignore", "classes"),
+    [
+        (masks(0, 1, 2, 255), None, None, 255, 3),
+        (masks(0, 1, 255), None, None, 255, 2),
+        (masks(0, 1, 2, 3, 254), None, None, 254, 4),
+        (masks(0, 1, 2, 65535), None, None, 65535, 3),
+        ({i: {0: 900, 1: 90, 254: 5, 255: 5} for i in "abc"}, None, None, [254, 255], 2),
+        ({**masks(0, 1, 2, count=40), "one": {0: 5, 1: 9, 255: 1}}, None, None, 255, 3),  # not a mistake in one mask
+        (masks(0, 1, 2, 255), 3, None, 255, 3),
+        (masks(0, 1, 2, 255), 4, {0: 0, 1: 1, 2: 2, 3: 255}, None, 4),  # named: a class
+        ({"a": {0: 9, 1: 1, 255: 100}, "b": {0: 9, 1: 1}}, 2, None, 255, 2),  # much of it, but the names say so
+        ({"a": {0: 9, 1: 5}, "b": {0: 9, 255: 5}}, 2, {0: 0, 1: [1, 255]}, None, 2),  # two ways to write one class
+        (masks(0, 2, 255), None, {0: 0, 1: 2, 2: 255}, None, 3),  # 2 is no second id
+        (masks(K, R, (224, 224, 192)), None, {0: [list(K)], 1: [list(R)]}, [[224, 224, 192]], 2),
+        (masks(K, R, (224, 224, 192)), 3, {0: [list(K)], 1: [list((224, 224, 192))], 2: [list(R)]}, None, 3),
+    ],
+)
+def test_what_is_ignored_is_worked_out(found, num_classes, labels, ignore, classes):
+    guess = guess_labels(found, num_classes)
+    assert (guess.labels, guess.threshold, guess.ignore, guess.num_classes) == (labels, None, ignore, classes)
+    assert ("ignored" in guess.reason) == (ignore is not None)
+    LabelTable(guess.labels, guess.num_classes, ignore=guess.ignore)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"a": {0: 9, 1: 1, 255: 500}, **{f"m{n}": {0: 9, 1: 1} for n in range(9)}},  # fifty times the class
+        {"a": {0: 9, 1: 5, 255: 5}, "b": {0: 9, 1: 5}, "c": {0: 9, 255: 5}, "d": {0: 9, 255: 5}},  # mostly without 1
+    ],
+)
+def test_what_may_be_a_class_or_ignored_is_asked(found):
+    with pytest.raises(DataError, match="it may be a class, or pixels where nothing is known") as caught:
+        guess_labels(found)
+    assert "--classes with 2 names ignores 255, with 3 names it is the last class" in caught.value.hint
+    assert guess_labels(found, 2).ignore == 255
+    assert guess_labels(found, 3).labels == {0: 0, 1: 1, 2: 255}
+
+
+def numbered(*counts):
+    """Masks of so many numbered objects each."""
+    return {f"m{n}": dict.fromkeys(range(count + 1), 50) for n, count in enumerate(counts)}
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        numbered(60, 39, 54, 25),
+        numbered(9, 3, 0, 5),
+        {f"m{n}": {0: 500, **{100 * n + k: 20 for k in range(1, 12)}} for n in range(1, 5)},  # no id comes twice
+    ],
+)
+def test_numbered_objects_are_no_classes(found):
+    ids = {v for values in found.values() for v in values}
+    with pytest.raises(DataError, match=rf"these seem to be instances, not {len(ids)} classes") as caught:
+        guess_labels(found)
+    assert (
+        "--classes background,object" in caught.value.hint and f"--classes with {len(ids)} names" in caught.value.hint
+    )
+    binary = guess_labels(found, 2)
+    assert (binary.labels, binary.threshold, binary.num_classes) == (None, 0, 2) and "objects" in binary.reason
+    assert LabelTable(None, 2, threshold=0).apply(np.array([[0, 1, 60]], np.uint8)).tolist() == [[0, 1, 1]]
+    if ids == set(range(len(ids))):
+        assert guess_labels(found, len(ids)).labels is None  # named one by one: classes
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        masks(*range(14)),  # organs: the same in every volume
+        {f"m{n}": dict.fromkeys([0, *range(1 + n, 14)], 50) for n in range(6)},  # slices: from which organs begin
+        {f"m{n}": dict.fromkeys({0, 1, 3 + n % 5, 9 + n % 3, 13} | set(range(n)), 50) for n in range(12)},
+    ],
+)
+def test_many_classes_are_not_taken_for_objects(found):
+    every = {v for values in found.values() for v in values}
+    assert guess_labels(found).num_classes == len(every)
+
+
+def test_few_numbered_objects_are_told_by_their_parts():
+    found = numbered(3, 1, 2, 3, 1)
+    one_each = {i: {v: 1 for v in values if v} for i, values in found.items()}
+    assert guess_labels(found).num_classes == 4  # kidney, tumour and cyst look alike in numbers alone
+    with pytest.raises(DataError, match="instances, not 4 classes"):
+        guess_labels(found, objects=one_each)
+    assert guess_labels(found, 4, one_each).num_classes == 4
+    pair_of_kidneys = {i: {v: 2 for v in parts} for i, parts in one_each.items()}
+    assert guess_labels(found, objects=pair_of_kidneys).num_classes == 4
+
+
+@pytest.mark.parametrize("volume", [False, True])
+def test_connected_parts(volume):
+    raw = np.zeros((6, 8), np.uint16)
+    raw[0, 0] = raw[1, 1] = 3  # corners connect
+    raw[4:, :2] = raw[0, 7] = 700
+    raw = np.stack([raw, np.zeros_like(raw), raw]) if volume else raw
+    assert connected_parts(raw) == ({3: 2, 700: 4} if volume else {3: 1, 700: 2})
+    assert connected_parts(np.ones((3, 3), np.uint8)) == {1: 1} and connected_parts(np.zeros((2, 2), np.uint8)) == {}
