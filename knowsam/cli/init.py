@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from knowsam.study.experiment import experiment_places, write_experiment
 
     experiment, lists = experiment_places(args.out, args.name, force=args.force)
-    recipe, why = _recipe(args.recipe)
+    recipe, why = choose_recipe(args.recipe)
     study = read_folder(args)
     text = command("init", args)
     write_experiment(study, experiment, lists, command=text, recipe=recipe, force=args.force)
@@ -62,8 +62,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _recipe(asked: str) -> "tuple[Recipe, str]":
-    """The recipe, and why, for people."""
+def choose_recipe(asked: str) -> "tuple[Recipe, str]":
+    """The recipe, and why, for people.
+
+    Args:
+        asked: ``auto``, ``full`` or ``small``.
+    """
     if asked in ("full", "small"):
         return ("full" if asked == "full" else "small"), "as --recipe says"
     import torch

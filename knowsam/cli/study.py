@@ -23,9 +23,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MAP",
         help="mask values of each class, such as '{0: 0, 1: [128, 255]}'; or binary: all above 0 is one class",
     )
-    data.add_argument(
-        "--ignore", metavar="VALUE", help="mask value of pixels about which nothing is known, such as 255"
-    )
+    data.add_argument("--ignore", metavar="N", help="mask value of pixels about which nothing is known, such as 255")
     data.add_argument(
         "--several-masks",
         choices=("merge", "leave"),
@@ -170,6 +168,16 @@ def command(name: str, args: argparse.Namespace) -> str:
         else:
             arguments += [option, *map(_plain, value if isinstance(value, list) else [value])]
     return shlex.join(arguments)
+
+
+def plain_command(name: str, words: list[str]) -> str:
+    """A command as one line that a shell reads back.
+
+    Args:
+        name: of the command.
+        words: after it.
+    """
+    return shlex.join(["knowsam", name, *words])
 
 
 def _plain(value: Any) -> str:

@@ -4,7 +4,7 @@ import fnmatch
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,19 +131,26 @@ class Layout:
         return self.split_of.get(case_id.partition("/")[0])
 
 
-def case_files(root: Path, folders: Folders, extensions: tuple[str, ...] = EXTENSIONS) -> dict[str, list[Path]]:
+def _scan(folder: Path) -> dict[str, list[Path]]:
+    """Files that are read as images and masks, by id."""
+    return scan_folder(folder, EXTENSIONS)
+
+
+def case_files(
+    root: Path, folders: Folders, scan: Callable[[Path], dict[str, list[Path]]] = _scan
+) -> dict[str, list[Path]]:
     """Files by id: what the folder's ``*`` stand for, then the path inside it without extension.
 
     Args:
         root: the dataset's folder.
         folders: where to look below it.
-        extensions: of the files, in small letters, with the dot.
+        scan: finds the files of one folder by id.
     Raises:
         NotFoundError: no such folder.
     """
     found: dict[str, list[Path]] = {}
     for start, folder in folders_of(root, folders):
-        for name, files in scan_folder(folder, extensions).items():
+        for name, files in scan(folder).items():
             found.setdefault(f"{start}/{name}" if start else name, []).extend(files)
     return dict(sorted(found.items()))
 

@@ -89,11 +89,11 @@ def experiment_text(study: Study, experiment: Path, lists: Path, recipe: Recipe 
     lines = [
         f"# {name}: written by knowsam init. Every key: `make docs`, docs/_build/html/config_reference.html.",
         f"#   knowsam check {name}.yaml, then knowsam train {name}.yaml; baseline: method.name=supervised",
-        f"inherits: {_inherits(experiment, recipe)}   # {_RECIPE_NOTES[recipe]}",
+        f"inherits: {base_file(experiment, RECIPES[recipe])}   # {_RECIPE_NOTES[recipe]}",
         f"name: {name}",
         "data:",
         f"  source: {_flow(_source_block(study))}",
-        f"  splits: {_flow(_portable_lists(lists))}",
+        f"  splits: {_flow(portable_lists(lists))}",
         f"  labelled: {labelled}   # {_why(study, labelled)}; there are: {available}",
         f"  classes: {_flow(classes.names)}",
     ]
@@ -149,7 +149,7 @@ def default_labelled(study: Study) -> str:
 def _source_block(study: Study) -> dict[str, Any]:
     """``data.source``; what is as usual is left out."""
     layout = study.layout
-    source: dict[str, Any] = {"name": "image_folder", "root": _portable_root(layout.root)}
+    source: dict[str, Any] = {"name": "image_folder", "root": portable_root(layout.root)}
     masks = layout.masks if layout.masks is not None else layout.images
     folders: tuple[tuple[str, Folders, str], ...] = (
         ("image_dir", layout.images, "images"),
@@ -189,8 +189,16 @@ _RECIPE_NOTES: dict[Recipe, str] = {
 }
 
 
-def _inherits(experiment: Path, recipe: Recipe) -> str:
-    base = config.REPOSITORY / "experiments" / "base" / RECIPES[recipe]
+def base_file(experiment: Path, name: str) -> str:
+    """A file of ``experiments/base`` as an experiment names it under ``inherits``.
+
+    Args:
+        experiment: the file that inherits.
+        name: such as ``small.yaml``.
+    Raises:
+        NotFoundError: this is no checkout.
+    """
+    base = config.REPOSITORY / "experiments" / "base" / name
     if not base.is_file():
         raise NotFoundError(
             f"{base} is not there, from which experiments inherit",
@@ -201,8 +209,12 @@ def _inherits(experiment: Path, recipe: Recipe) -> str:
     return os.path.relpath(base, folder) if inside else str(base)
 
 
-def _portable_root(root: Path) -> str:
-    """Relative where training would find it by that name, so that the experiment works on another machine too."""
+def portable_root(root: Path) -> str:
+    """Relative where training would find it by that name, so that the experiment works on another machine too.
+
+    Args:
+        root: folder of the data, absolute.
+    """
     above = os.environ.get("KNOWSAM_DATA")
     for place in ([Path(above)] if above else []) + [config.REPOSITORY / "data"]:
         place = place.absolute()
@@ -211,6 +223,11 @@ def _portable_root(root: Path) -> str:
     return str(root)
 
 
-def _portable_lists(lists: Path) -> str:
+def portable_lists(lists: Path) -> str:
+    """The folder of lists as an experiment names it: relative inside the checkout.
+
+    Args:
+        lists: the folder.
+    """
     lists = lists.absolute()
     return lists.relative_to(config.REPOSITORY).as_posix() if lists.is_relative_to(config.REPOSITORY) else str(lists)
