@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ MASK_FOLDERS = (
     "gt",
 )
 LABELLED_FOLDERS = ("labelled", "labeled", "annotated")
+VOLUME_EXTENSIONS = (".nii", ".gz")  # of the latter those with .nii before it
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled", "unlabelled_images", "unlabeled_images", "unannotated")
 SPLIT_WORDS = {
     "train": ("train", "training", "tr"),
@@ -62,6 +63,39 @@ _DEEPEST = 4  # levels of folders above one that holds images and masks
 _MOST_FOLDERS = 20_000
 
 
+def pictures_below(folder: Path) -> dict[str, list[Path]]:
+    """Pictures by id.
+
+    Args:
+        folder: where to look; its subfolders too.
+    Raises:
+        NotFoundError: no such folder.
+    """
+    return scan_folder(folder, EXTENSIONS)
+
+
+def volumes_below(folder: Path) -> dict[str, list[Path]]:
+    """NIfTI volumes by id, as ``case_files`` wants them found.
+
+    Args:
+        folder: where to look; its subfolders too.
+    Raises:
+        NotFoundError: no such folder.
+    """
+    found: dict[str, list[Path]] = {}
+    for name, files in scan_folder(folder, VOLUME_EXTENSIONS).items():
+        for path in files:
+            if path.suffix.lower() == ".nii":
+                found.setdefault(name, []).append(path)
+            elif name.lower().endswith(".nii"):
+                found.setdefault(name[: -len(".nii")], []).append(path)
+    return dict(sorted(found.items()))
+
+
+Scan = Callable[[Path], dict[str, list[Path]]]
+"""Finds the files of one folder by id."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where images and masks lie, and what their names have after the id.
@@ -72,6 +106,7 @@ class Layout:
         masks: of the masks; None: there are none.
         image_suffix, mask_suffix: as ``ImageFolder`` has them.
         split_of: what ids begin with -> ``train``, ``val`` or ``test``, where the folders are ready-made splits.
+        scan: finds the files of a folder: pictures, or volumes.
     """
 
     root: Path
@@ -80,6 +115,7 @@ class Layout:
     image_suffix: str = ""
     mask_suffix: str = ""
     split_of: Mapping[str, str] = field(default_factory=dict)
+    scan: Scan = pictures_below
 
     def image_files(self) -> dict[str, list[Path]]:
         """Files of the images by id; without masks that lie among them."""
@@ -93,9 +129,9 @@ class Layout:
 
     def _pictures(self) -> tuple[dict[str, list[Path]], set[str]]:
         """Pictures in the folders of images, without those that are in use as masks; and the ids of other masks."""
-        found = case_files(self.root, self.images)
+        found = case_files(self.root, self.images, self.scan)
         if self.masks is not None and not share_a_folder(self.images, self.masks):
-            masks = {path for files in case_files(self.root, self.masks).values() for path in files}
+            masks = {path for files in case_files(self.root, self.masks, self.scan).values() for path in files}
             found = {i: files for i, files in found.items() if files[0] not in masks}
         elif self.masks is not None and self.mask_suffix:
             mask = re.compile(rf"{re.escape(self.mask_suffix)}({_NUMBER}|\Z)")
@@ -108,7 +144,7 @@ class Layout:
         """Files of the masks by id, also of ids that have no image; without further masks."""
         if self.masks is None:
             return {}
-        found = without_suffix(case_files(self.root, self.masks), self.mask_suffix)
+        found = without_suffix(case_files(self.root, self.masks, self.scan), self.mask_suffix)
         parts = {path for files in self.further_masks().values() for path in files}
         return {i: files for i, files in found.items() if files[0] not in parts}
 
@@ -116,7 +152,7 @@ class Layout:
         """Numbered masks, such as ``x_mask_1.png`` beside ``x_mask.png``, by id: parts of one mask."""
         if self.masks is None:
             return {}
-        return further_masks(case_files(self.root, self.masks), set(self.image_files()), self.mask_suffix)
+        return further_masks(case_files(self.root, self.masks, self.scan), set(self.image_files()), self.mask_suffix)
 
     def other_files(self) -> Counter[str]:
         """Files of kinds that are not read, such as ``.gif``: how many of each."""
@@ -131,14 +167,7 @@ class Layout:
         return self.split_of.get(case_id.partition("/")[0])
 
 
-def _scan(folder: Path) -> dict[str, list[Path]]:
-    """Files that are read as images and masks, by id."""
-    return scan_folder(folder, EXTENSIONS)
-
-
-def case_files(
-    root: Path, folders: Folders, scan: Callable[[Path], dict[str, list[Path]]] = _scan
-) -> dict[str, list[Path]]:
+def case_files(root: Path, folders: Folders, scan: Scan = pictures_below) -> dict[str, list[Path]]:
     """Files by id: what the folder's ``*`` stand for, then the path inside it without extension.
 
     Args:
@@ -290,6 +319,7 @@ def find_layout(
     unlabelled: str | Path | None = None,
     image_suffix: str | None = None,
     mask_suffix: str | None = None,
+    scan: Scan = pictures_below,
 ) -> Layout:
     """Look at the names in a user's folders.
 
@@ -298,6 +328,7 @@ def find_layout(
         masks: folder of the masks; None: looked for inside ``images``, beside it, and among the images themselves.
         unlabelled: folder of further images, without masks; None: one of that name inside ``images``, if there is one.
         image_suffix, mask_suffix: None: worked out from the names.
+        scan: finds the files of a folder: pictures, or ``volumes_below``.
     Raises:
         NotFoundError: no such folder, or no picture in it.
         DataError: there are masks, but no name fits an image's.
@@ -314,7 +345,7 @@ def find_layout(
         unlabelled = _named(inner, IMAGE_FOLDERS) or inner
     if unlabelled is not None:
         found = _with_unlabelled(found, Path(unlabelled))
-    return _fitting(found, image_suffix, mask_suffix)
+    return _fitting(replace(found, scan=scan), image_suffix, mask_suffix)
 
 
 def show_tree(top: Path, most: int = 12) -> str:
@@ -487,12 +518,12 @@ def _with_unlabelled(found: Layout, unlabelled: Path) -> Layout:
 def _fitting(found: Layout, image_suffix: str | None, mask_suffix: str | None) -> Layout:
     """The layout with the suffixes by which most masks find their image."""
     top = found.root
-    every = case_files(top, found.images)
+    every = case_files(top, found.images, found.scan)
     if found.masks is None or share_a_folder(found.images, found.masks):
         if not every:
             raise _nothing(top)
         return _one_folder(found, set(every), image_suffix, mask_suffix)
-    in_masks = case_files(top, found.masks)
+    in_masks = case_files(top, found.masks, found.scan)
     mask_paths = {path for files in in_masks.values() for path in files}
     ids = {i for i, files in every.items() if files[0] not in mask_paths}
     if not ids:
@@ -500,7 +531,7 @@ def _fitting(found: Layout, image_suffix: str | None, mask_suffix: str | None) -
     best = _best(ids, set(in_masks), image_suffix, mask_suffix)
     if best is None:
         raise _unfitting(found, ids, set(in_masks))
-    return Layout(top, found.images, found.masks, *best, split_of=found.split_of)
+    return replace(found, image_suffix=best[0], mask_suffix=best[1])
 
 
 def _nothing(top: Path) -> NotFoundError:
@@ -540,10 +571,11 @@ def _one_folder(found: Layout, ids: set[str], image_suffix: str | None, mask_suf
         if best is not None:
             options.append((_matches(ids - names, names, *best), best))
     if options:
-        return Layout(found.root, found.images, found.masks, *max(options)[1], split_of=found.split_of)
+        image_end, mask_end = max(options)[1]
+        return replace(found, image_suffix=image_end, mask_suffix=mask_end)
     if mask_suffix:
         raise DataError(f"no name in {found.root} ends in {mask_suffix!r} and is an image's otherwise: {_some(ids)}")
-    return Layout(found.root, found.images, None, image_suffix or "", split_of=found.split_of)
+    return replace(found, masks=None, image_suffix=image_suffix or "")
 
 
 def _best(ids: set[str], names: set[str], image_suffix: str | None, mask_suffix: str | None) -> tuple[str, str] | None:

@@ -11,9 +11,10 @@ import numpy as np
 from knowsam.data.labels import IGNORE_ID, LabelTable
 from knowsam.data.layout import Layout, merge_masks
 from knowsam.data.looks import Look, look
-from knowsam.data.readers import is_deep, read_image, read_mask
+from knowsam.data.readers import grey_slices, is_deep, raw_labels, read_image, read_mask
 from knowsam.data.splits import unlistable
 from knowsam.data.traits import Traits, file_traits, turned_mask_note
+from knowsam.data.volume_files import read_nifti
 from knowsam.errors import DataError, Fault, KnowsamError
 
 Value = int | tuple[int, int, int]
@@ -21,6 +22,20 @@ Value = int | tuple[int, int, int]
 
 _MOST_COLOURS = 1000
 _FEW_OBJECTS = 8  # more of them are recognised by their numbers alone
+
+
+@dataclass(frozen=True)
+class VolumeFacts:
+    """Of a volume.
+
+    Attributes:
+        spacing: mm along D, H, W.
+        low, high: smallest and largest value.
+    """
+
+    spacing: tuple[float, ...]
+    low: float
+    high: float
 
 
 @dataclass
@@ -37,6 +52,8 @@ class Case:
         together: for several masks: the raw values that they have at one pixel -> such pixels.
         traits: of the image file.
         mask_traits: of the first mask's file.
+        shape: (H, W) of a picture, (D, H, W) of a volume.
+        volume: what its file says beside the voxels; None of a picture.
     """
 
     id: str
@@ -48,6 +65,8 @@ class Case:
     together: dict[tuple[Value, ...], int] | None = None
     traits: Traits = Traits()
     mask_traits: Traits = Traits()
+    shape: tuple[int, ...] = ()
+    volume: VolumeFacts | None = None
 
 
 @dataclass
@@ -112,15 +131,15 @@ def survey(
 
 def _read(case_id: str, image: Path, masks: list[Path], *, intensity: str) -> tuple[Case | None, list[Fault]]:
     try:
-        pixels = read_image(image, intensity)
+        case = _volume_case(case_id, image) if _is_volume(image) else _picture_case(case_id, image, intensity)
     except KnowsamError as error:
         return None, [Fault("image left out", str(error), (case_id,))]
-    case = Case(case_id, image, look(pixels), traits=file_traits(image))
     if not masks:
         return case, []
-    case.mask_traits = file_traits(masks[0])
     try:
-        raws = [_fitting(path, pixels, case) for path in masks]
+        if case.volume is None:
+            case.mask_traits = file_traits(masks[0])
+        raws = [_fitting_mask(path, case) for path in masks]
         counts = [raw_values(raw, str(path)) for raw, path in zip(raws, masks, strict=True)]
     except KnowsamError as error:
         return case, [Fault("mask not used", str(error), (case_id,))]
@@ -135,13 +154,40 @@ def _read(case_id: str, image: Path, masks: list[Path], *, intensity: str) -> tu
     return case, []
 
 
-def _fitting(path: Path, image: np.ndarray, case: Case) -> np.ndarray:
-    raw = read_mask(path)
-    if raw.shape[:2] != image.shape[:2]:
-        why = turned_mask_note(case.traits, case.mask_traits) if raw.shape[:2] == image.shape[1::-1] else ""
+def _is_volume(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _picture_case(case_id: str, path: Path, intensity: str) -> Case:
+    pixels = read_image(path, intensity)
+    return Case(case_id, path, look(pixels), traits=file_traits(path), shape=pixels.shape[:2])
+
+
+def _volume_case(case_id: str, path: Path) -> Case:
+    """Its look is that of the slice in the middle."""
+    volume = read_nifti(path)
+    array = volume.array
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{path}: {int((~np.isfinite(array)).sum())} voxels are NaN or infinite")
+    middle = grey_slices(array[len(array) // 2], "percentile", where=str(path))
+    facts = VolumeFacts(volume.spacing, float(array.min()), float(array.max()))
+    return Case(case_id, path, look(middle), shape=array.shape, volume=facts)
+
+
+def _fitting_mask(path: Path, case: Case) -> np.ndarray:
+    """Raw values of a mask of its image's size; those of a volume as one tall picture."""
+    if case.volume is not None:
+        volume = raw_labels(read_nifti(path).array, where=str(path))
+        if volume.shape != case.shape:
+            sizes = (" x ".join(map(str, shape)) for shape in (volume.shape, case.shape))
+            raise DataError(f"{path}: the mask is {next(sizes)}, the image {next(sizes)} (slices x rows x columns)")
+        return volume.reshape(-1, volume.shape[-1])
+    raw, shape = read_mask(path), case.shape
+    if raw.shape[:2] != shape:
+        why = turned_mask_note(case.traits, case.mask_traits) if raw.shape[:2] == shape[::-1] else ""
         raise DataError(
-            f"{path}: the mask is {raw.shape[0]} x {raw.shape[1]}, the image {image.shape[0]} x "
-            f"{image.shape[1]} (height x width){why}"
+            f"{path}: the mask is {raw.shape[0]} x {raw.shape[1]}, the image {shape[0]} x {shape[1]} "
+            f"(height x width){why}"
         )
     return raw
 

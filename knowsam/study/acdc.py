@@ -19,11 +19,11 @@ from knowsam import config
 from knowsam.data.layout import show_tree
 from knowsam.data.make_splits import make_folder
 from knowsam.data.splits import inspect_splits
+from knowsam.data.volume_files import Volume, read_nifti
 from knowsam.errors import DataError
 from knowsam.files import write_bytes
 from knowsam.study.experiment import portable_lists
 from knowsam.study.published import Request, Result, fitting_lists, missing_cases, write_plain_experiment
-from knowsam.study.volume_files import Volume, read_nifti
 
 _FILE = re.compile(r"(patient\d{3})_frame(\d{2})(_gt)?\.nii(\.gz)?\Z")
 _LABELLED = "labelled_7cases"

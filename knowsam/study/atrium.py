@@ -3,7 +3,6 @@
 import gzip
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -12,11 +11,11 @@ from knowsam import config
 from knowsam.data.layout import show_tree
 from knowsam.data.make_splits import make_folder
 from knowsam.data.splits import inspect_splits
+from knowsam.data.volume_files import Volume, nifti_bytes, read_h5, read_nrrd
 from knowsam.errors import DataError
 from knowsam.files import write_bytes, write_text
-from knowsam.study.experiment import RECIPES, base_file, portable_lists
+from knowsam.study.experiment import base_file, portable_lists, recipe_file, volume_lines
 from knowsam.study.published import Request, Result, fitting_lists, missing_cases
-from knowsam.study.volume_files import Volume, nifti_bytes, read_h5, read_nrrd
 
 SPACING = 0.625
 """mm along every axis, of all scans of the challenge."""
@@ -74,22 +73,26 @@ def experiment_text(request: Request, lists: Path) -> str:
         request: where everything is.
         lists: folder of the lists.
     """
-    data: dict[str, Any] = {
-        "source": {"name": "image_folder", "root": str(request.data.absolute()), "mask_dir": "labels"},
+    patch = [80, 112, 112] if request.recipe == "full" else [32, 64, 64]
+    source = {"name": "volumes", "root": str(request.data.absolute()), "image_dir": "images", "mask_dir": "labels"}
+    data = {
+        "source": source,
         "splits": portable_lists(lists),
         "labelled": _LABELLED,
         "classes": ["background", "left atrium"],
-        "channels": 1,
-        "intensity": {"name": "zscore", "scope": "case"},
-        "patch_size": [80, 112, 112],
     }
-    body = {
-        "inherits": base_file(request.experiment, RECIPES[request.recipe]),
+    head = {
+        "inherits": base_file(request.experiment, recipe_file(request.recipe, volumes=True)),
         "name": request.experiment.stem,
         "data": data,
     }
-    head = f"# {request.experiment.stem}: written by {request.command or 'knowsam prepare la'}\n"
-    return head + yaml.safe_dump(body, sort_keys=False, width=120)
+    lines = [
+        f"# {request.experiment.stem}: written by {request.command or 'knowsam prepare la'}",
+        yaml.safe_dump(head, sort_keys=False, width=120).rstrip(),
+        *volume_lines(patch, {"name": "zscore", "scope": "case"}, request.recipe),
+        "  seed: 0",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _cases(folder: Path) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,9 @@ from knowsam.study.read import Study
 
 Recipe = Literal["full", "small"]
 """``full``: the published one, for a GPU; ``small``: what 2 cores can do."""
+
+VOLUME_RECIPES: dict[Recipe, str] = {"full": "volumes_published.yaml", "small": "small.yaml"}
+"""Files of ``experiments/base`` for volumes; the small one is made small in three dimensions by ``volume_lines``."""
 
 RECIPES: dict[Recipe, str] = {"full": "published.yaml", "small": "small.yaml"}
 
@@ -59,6 +63,8 @@ def write_experiment(
         NotFoundError: this is no checkout, so there is nothing to inherit from.
         ExistsError, StorageError: as ``write_study_lists``.
     """
+    if study.volumes is not None and not hasattr(config.Config().data, "patch_size"):
+        raise DataError("these are volumes, and this version trains on pictures only")
     text = experiment_text(study, experiment, lists, recipe)  # before the lists: it may refuse
     write_study_lists(study, lists, command=command, force=force)
     make_folder(experiment.parent)
@@ -84,12 +90,13 @@ def experiment_text(study: Study, experiment: Path, lists: Path, recipe: Recipe 
             hint="Give --val a number above 0; at least one image besides those for training needs a mask.",
         )
     name, classes, options = experiment.stem, study.classes, study.options
+    base = recipe_file(recipe, volumes=study.volumes is not None)
     labelled = default_labelled(study)
     available = ", ".join(name for name in study.drawn.lists if name.startswith("labelled_"))
     lines = [
         f"# {name}: written by knowsam init. Every key: `make docs`, docs/_build/html/config_reference.html.",
         f"#   knowsam check {name}.yaml, then knowsam train {name}.yaml; baseline: method.name=supervised",
-        f"inherits: {base_file(experiment, RECIPES[recipe])}   # {_RECIPE_NOTES[recipe]}",
+        f"inherits: {base_file(experiment, base)}   # {_RECIPE_NOTES[recipe]}",
         f"name: {name}",
         "data:",
         f"  source: {_flow(_source_block(study))}",
@@ -115,7 +122,9 @@ def experiment_text(study: Study, experiment: Path, lists: Path, recipe: Recipe 
         )
     if len(study.drawn.lists[labelled]) == len(study.drawn.lists["train"]):
         lines.append("  unlabelled_includes_labelled: true   # no training image is without a label")
-    if recipe == "small":
+    if study.volumes is not None:
+        lines += volume_lines(study.volumes.patch_size(recipe), study.volumes.intensity, recipe)
+    elif recipe == "small":
         lines += [
             "  # image_size: 128    # pixels; details smaller than an image pixel at this size are lost",
             "train:",
@@ -129,6 +138,46 @@ def experiment_text(study: Study, experiment: Path, lists: Path, recipe: Recipe 
         ]
     lines.append("  seed: 0")
     return "\n".join(lines) + "\n"
+
+
+def recipe_file(recipe: Recipe, *, volumes: bool) -> str:
+    """The file of ``experiments/base`` that a recipe is.
+
+    Args:
+        recipe: full or small.
+        volumes: whether volumes are trained on, or pictures.
+    """
+    return (VOLUME_RECIPES if volumes else RECIPES)[recipe]
+
+
+def volume_lines(patch_size: Sequence[int], intensity: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """What an experiment on volumes has from the end of ``data`` on, but for the seed.
+
+    Args:
+        patch_size: (D, H, W) of the crops in voxels.
+        intensity: as ``data.intensity``.
+        recipe: full or small.
+    """
+    lines = [
+        "  channels: 1",
+        f"  intensity: {_flow(dict(intensity))}",
+        f"  patch_size: {_flow(list(patch_size))}   # D, H, W in voxels",
+    ]
+    if recipe == "full":
+        return [*lines, "train:", "  # max_steps: 15000   # as published"]
+    return [
+        *lines,
+        "  image_size: 64             # of the slices that SAM sees",
+        "  labelled_batch: 2",
+        "  unlabelled_batch: 2",
+        "students:",
+        "  unet: {channels: [8, 16, 32, 64], dropout: [0.05, 0.1, 0.2, 0.3]}",
+        "  vnet: {filters: 4, norm: batch}",
+        "sam: {slices: 8}             # of each crop, drawn anew at every step",
+        "train:",
+        "  max_steps: 400       # for a first look; more for results (docs/own_data.md)",
+        "  precision: fp32",
+    ]
 
 
 def default_labelled(study: Study) -> str:
@@ -149,7 +198,8 @@ def default_labelled(study: Study) -> str:
 def _source_block(study: Study) -> dict[str, Any]:
     """``data.source``; what is as usual is left out."""
     layout = study.layout
-    source: dict[str, Any] = {"name": "image_folder", "root": portable_root(layout.root)}
+    name = "image_folder" if study.volumes is None else "volumes"
+    source: dict[str, Any] = {"name": name, "root": portable_root(layout.root)}
     masks = layout.masks if layout.masks is not None else layout.images
     folders: tuple[tuple[str, Folders, str], ...] = (
         ("image_dir", layout.images, "images"),
@@ -162,7 +212,7 @@ def _source_block(study: Study) -> dict[str, Any]:
         source["image_suffix"] = layout.image_suffix
     if layout.mask_suffix:
         source["mask_suffix"] = layout.mask_suffix
-    if study.intensity != "dtype":
+    if study.volumes is None and study.intensity != "dtype":
         source["intensity"] = study.intensity
     if study.options.several_masks == "merge" and layout.further_masks():
         source["merge_masks"] = True

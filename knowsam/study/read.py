@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from knowsam.data.layout import WANTED, Folders, Layout, find_layout, show_tree
+from knowsam.data.layout import WANTED, Folders, Layout, find_layout, pictures_below, show_tree, volumes_below
 from knowsam.data.make_splits import ALL_MASKS, Amount, Drawn, draw, tie_units
-from knowsam.data.readers import EXTENSIONS, scan_folder
+from knowsam.data.readers import EXTENSIONS
 from knowsam.data.splits import group_of, read_groups
 from knowsam.data.survey import Survey, suggest_intensity, survey, without_strange_masks
 from knowsam.data.traits import orientation_note, palette_note
 from knowsam.errors import ConfigError, DataError
 from knowsam.study.classes import Classes, absent_classes, understand_masks
 from knowsam.study.ready import keep_splits
+from knowsam.study.volumes import DESCRIPTION, VolumePlan, holds_volumes, named_classes, plan_volumes
 
 DEFAULT_LABELLED = (Amount(5, "pct"), Amount(10, "pct"), Amount(20, "pct"))
 
@@ -95,6 +96,7 @@ class Study:
         drawn: the lists.
         notes: what was found and assumed, for people.
         warnings: what they should look into.
+        volumes: how they are to be trained on; None of pictures.
     """
 
     options: StudyOptions
@@ -106,6 +108,7 @@ class Study:
     drawn: Drawn
     notes: list[str]
     warnings: list[str]
+    volumes: VolumePlan | None = None
 
 
 def read_study(options: StudyOptions, progress: Callable[[int, int], None] | None = None) -> Study:
@@ -117,9 +120,11 @@ def read_study(options: StudyOptions, progress: Callable[[int, int], None] | Non
     Raises:
         NotFoundError, DataError, ConfigError: what keeps the folder from being used.
     """
+    volumes = holds_volumes(options.images)
     layout = find_layout(
         options.images,
         options.masks,
+        scan=volumes_below if volumes else pictures_below,
         unlabelled=options.unlabelled,
         image_suffix=options.image_suffix,
         mask_suffix=options.mask_suffix,
@@ -130,15 +135,22 @@ def read_study(options: StudyOptions, progress: Callable[[int, int], None] | Non
             hint=f"Training needs some; --masks says where. Understood are {WANTED}.",
         )
     _ask_about_several(layout, options)
-    intensity, why = (options.intensity, "") if options.intensity else suggest_intensity(_all_files(layout))
+    intensity, why = options.intensity or "dtype", ""
+    if options.intensity is None and not volumes:
+        intensity, why = suggest_intensity(_all_files(layout))
     merge = options.several_masks == "merge"
     found = survey(layout, intensity=intensity, merge=merge, progress=progress)
     notes = [_layout_note(layout, found)]
     if why:
         notes.append(f"intensity {intensity}, for ALL images, those of 8 bits too: {why}")
+    plan = plan_volumes(found.cases) if volumes else None
+    notes += plan.notes if plan is not None else []
     stored = _stored_warnings(found)
+    names = options.classes
+    if names is None and options.labels is None and volumes and (names := named_classes(layout.root)) is not None:
+        notes.append(f"classes are named by {DESCRIPTION}")
     try:
-        classes = understand_masks(found, options.classes, options.labels, options.ignore)
+        classes = understand_masks(found, names, options.labels, options.ignore)
     except DataError as error:
         raise DataError("\n".join([str(error), *stored]), hint=error.hint) from error
     notes.append(classes.reason)
@@ -179,10 +191,10 @@ def read_study(options: StudyOptions, progress: Callable[[int, int], None] | Non
         *drawn.warnings,
         *stored,
         *_survey_warnings(options.images, layout, found, drawn),
-        *_group_warnings(groups, units, len(found.cases)),
+        *_group_warnings(groups, units, len(found.cases), volumes=volumes),
         *_list_warnings(found, drawn, classes),
     ]
-    return Study(options, layout, intensity, found, classes, groups, drawn, notes, warnings)
+    return Study(options, layout, intensity, found, classes, groups, drawn, notes, warnings, plan)
 
 
 def _all_files(layout: Layout) -> Iterable[Path]:
@@ -191,7 +203,8 @@ def _all_files(layout: Layout) -> Iterable[Path]:
 
 def _layout_note(layout: Layout, found: Survey) -> str:
     masked = sum(case.values is not None for case in found.cases)
-    note = f"{len(found.cases)} images that can be used in {_shown(layout.root, layout.images)}"
+    noun = "volumes" if any(case.volume for case in found.cases) else "images"
+    note = f"{len(found.cases)} {noun} that can be used in {_shown(layout.root, layout.images)}"
     if layout.image_suffix:
         note += f", called <case>{layout.image_suffix}"
     if layout.masks is None:
@@ -279,11 +292,12 @@ def _survey_warnings(top: Path, layout: Layout, found: Survey, drawn: Drawn) -> 
     if idle := _idle_pictures(top, layout):
         folders = Counter(path.parent.relative_to(top.absolute()).as_posix() for path in idle)
         some = ", ".join(f"{n} in {folder}" for folder, n in folders.most_common(5))
-        warnings.append(f"{len(idle)} pictures below {top} play no part: {some}{', ...' if len(folders) > 5 else ''}")
+        noun = "pictures" if layout.scan is pictures_below else "volumes"
+        warnings.append(f"{len(idle)} {noun} below {top} play no part: {some}{', ...' if len(folders) > 5 else ''}")
     if strays := layout.masks_among_images():
         some = ", ".join(path.name for path in strays[:3]) + (", ..." if len(strays) > 3 else "")
         warnings.append(f"{len(strays)} files among the images are called like masks and are passed over: {some}")
-    if others := layout.other_files():
+    if layout.scan is pictures_below and (others := layout.other_files()):
         kinds = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5))
         warnings.append(f"files of other kinds are passed over: {kinds}; read are {', '.join(EXTENSIONS)}")
     if found.orphans:
@@ -300,11 +314,13 @@ def _idle_pictures(top: Path, layout: Layout) -> list[Path]:
     """Pictures below the folder that was named which are neither images nor masks."""
     used = {p for files in (*layout.image_files().values(), *layout.mask_files().values()) for p in files}
     used |= {path for files in layout.further_masks().values() for path in files}
-    there = [path for files in scan_folder(top.absolute(), EXTENSIONS).values() for path in files]
+    there = [path for files in layout.scan(top.absolute()).values() for path in files]
     return [path for path in there if path not in used]
 
 
-def _group_warnings(groups: dict[str, str] | None, units: Sequence[Sequence[str]], cases: int) -> list[str]:
+def _group_warnings(
+    groups: dict[str, str] | None, units: Sequence[Sequence[str]], cases: int, *, volumes: bool
+) -> list[str]:
     """What was kept together without need, or may have been taken apart."""
     warnings = []
     largest = max(units, key=len)
@@ -313,7 +329,12 @@ def _group_warnings(groups: dict[str, str] | None, units: Sequence[Sequence[str]
             f"near duplicates tie {len(largest)} of {cases} images together; if they are no copies, "
             "--no-near-duplicates unties them"
         )
-    if groups is None:
+    if groups is None and volumes:
+        warnings.append(
+            "patients are unknown: each volume is taken for a patient of its own. If a patient has several, give "
+            "--group-regex or --groups"
+        )
+    elif groups is None:
         warnings.append(
             "patients are unknown: images of one patient may be in train and in test. "
             "If names or a table tell them, give --group-regex or --groups"

@@ -313,7 +313,7 @@ def test_la_as_volumes_in_their_own_geometry(tmp_path, kind):
         if kind == "nrrd":
             assert nibabel.aff2axcodes(image.affine) == ("L", "P", "S")
     values = yaml.safe_load(made.experiment.read_text())
-    assert values["data"]["patch_size"] == [80, 112, 112] and values["data"]["labelled"] == "labelled_8cases"
+    assert values["data"]["patch_size"] == [32, 64, 64] and values["data"]["labelled"] == "labelled_8cases"
     assert any("1 further cases" in note for note in made.notes)
     assert any("cut out around the true mask" in note for note in made.notes) == (kind == "h5")
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*.gz")}
