@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ _IMAGE_WORDS = {"images", "image", "imgs", "img", "input", "inputs", "pictures",
 _MASK_WORDS = r"(mask|masks|seg|segmentation|label|labels|labelid|labelids|gt|groundtruth|ground_truth|annotation|anno)"
 _MASK_FOLDER_WORDS = {*(name.casefold() for name in MASK_FOLDERS), "truth", "seg", "segs", "mask", "annotation"}
 _NUMBER = r"[ _-]?\(?\d+\)?\Z"  # of a further mask: a_mask_1, a_mask2, a_mask (3)
+_NUMBER_ENDS = set("0123456789)")
 _SET_OFF_NUMBER = r"[ _-]\(?\d+\)?\Z"
 _UNREAD_KINDS = {".gif", ".webp", ".jp2", ".dcm", ".nii", ".gz", ".npy", ".npz", ".mha", ".mhd", ".nrrd", ".h5"}
 _UNREAD_KINDS |= {".heic", ".avif", ".jxl", ".svs", ".ppm", ".pgm", ".pbm", ".tga", ".psd", ".mat", ".ima", ".dicom"}
@@ -98,7 +100,7 @@ Scan = Callable[[Path], dict[str, list[Path]]]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where images and masks lie, and what their names have after the id.
+    """Where images and masks lie, and what their names have after the id. The folders are looked through once.
 
     Attributes:
         root: the innermost folder that holds all of them.
@@ -122,6 +124,14 @@ class Layout:
         found, strays = self._pictures()
         return without_suffix({i: files for i, files in found.items() if i not in strays}, self.image_suffix)
 
+    @cached_property
+    def _in_images(self) -> dict[str, list[Path]]:
+        return case_files(self.root, self.images, self.scan)
+
+    @cached_property
+    def _in_masks(self) -> dict[str, list[Path]]:
+        return {} if self.masks is None else case_files(self.root, self.masks, self.scan)
+
     def masks_among_images(self) -> list[Path]:
         """Files beside the images that are called like a mask of one, although masks have a folder of their own."""
         found, strays = self._pictures()
@@ -129,9 +139,9 @@ class Layout:
 
     def _pictures(self) -> tuple[dict[str, list[Path]], set[str]]:
         """Pictures in the folders of images, without those that are in use as masks; and the ids of other masks."""
-        found = case_files(self.root, self.images, self.scan)
+        found = self._in_images
         if self.masks is not None and not share_a_folder(self.images, self.masks):
-            masks = {path for files in case_files(self.root, self.masks, self.scan).values() for path in files}
+            masks = {path for files in self._in_masks.values() for path in files}
             found = {i: files for i, files in found.items() if files[0] not in masks}
         elif self.masks is not None and self.mask_suffix:
             mask = re.compile(rf"{re.escape(self.mask_suffix)}({_NUMBER}|\Z)")
@@ -144,7 +154,7 @@ class Layout:
         """Files of the masks by id, also of ids that have no image; without further masks."""
         if self.masks is None:
             return {}
-        found = without_suffix(case_files(self.root, self.masks, self.scan), self.mask_suffix)
+        found = without_suffix(self._in_masks, self.mask_suffix)
         parts = {path for files in self.further_masks().values() for path in files}
         return {i: files for i, files in found.items() if files[0] not in parts}
 
@@ -152,7 +162,7 @@ class Layout:
         """Numbered masks, such as ``x_mask_1.png`` beside ``x_mask.png``, by id: parts of one mask."""
         if self.masks is None:
             return {}
-        return further_masks(case_files(self.root, self.masks, self.scan), set(self.image_files()), self.mask_suffix)
+        return further_masks(self._in_masks, set(self.image_files()), self.mask_suffix)
 
     def other_files(self) -> Counter[str]:
         """Files of kinds that are not read, such as ``.gif``: how many of each."""
@@ -247,14 +257,21 @@ def further_masks(found: Mapping[str, list[Path]], ids: set[str], suffix: str) -
         ids: of the images: ``a_1`` is a mask of its own where there is an image ``a_1``.
         suffix: what a mask's name has after the id, before the number.
     """
+    parts = _numbered(found, ids, suffix)
+    return {i: [path for _, name in sorted(names) for path in found[name]] for i, names in parts.items()}
+
+
+def _numbered(names: Iterable[str], ids: set[str], suffix: str) -> dict[str, list[tuple[int, str]]]:
+    """Id -> (number, name) of every name that is an id's with the suffix and a number behind it."""
     numbered = re.compile(rf"(.+?){re.escape(suffix)}({_NUMBER if suffix else _SET_OFF_NUMBER})")
-    parts: dict[str, list[tuple[int, Path]]] = {}
-    for name, files in found.items():
+    parts: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        if name[-1:] not in _NUMBER_ENDS or name in ids:
+            continue
         match = numbered.match(name)
-        if match and match.group(1) in ids and name not in ids:
-            number = int(re.sub(r"\D", "", match.group(2)))
-            parts.setdefault(match.group(1), []).extend((number, path) for path in files)
-    return {i: [path for _, path in sorted(those)] for i, those in parts.items()}
+        if match and match.group(1) in ids:
+            parts.setdefault(match.group(1), []).append((int(re.sub(r"\D", "", match.group(2))), name))
+    return parts
 
 
 def mask_names(names: Iterable[str], image_suffix: str = "") -> set[str]:
@@ -602,8 +619,7 @@ def _matches(ids: set[str], names: set[str], image_end: str, mask_end: str) -> t
     """Masks that find their image, numbered ones too; and those that do without a number."""
     stems = {i.removesuffix(image_end) for i in ids if i.endswith(image_end)}
     plain = sum(name.removesuffix(mask_end) in stems for name in names if name.endswith(mask_end))
-    parts = further_masks({name: [Path(name)] for name in names}, stems, mask_end)
-    numbered = {path.as_posix() for files in parts.values() for path in files}
+    numbered = {name for those in _numbered(names, stems, mask_end).values() for _, name in those}
     both = sum(name.removesuffix(mask_end) in stems for name in numbered if name.endswith(mask_end))
     return plain + len(numbered) - both, plain
 

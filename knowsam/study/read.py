@@ -231,7 +231,7 @@ def _ask_about_several(layout: Layout, options: StudyOptions) -> None:
         f"{len(several)} images have several masks each ({shown}{'; ...' if len(several) > 3 else ''}): are they parts "
         "of one?",
         hint="--several-masks merge makes one of them; --several-masks leave uses these images without mask. If they "
-        "are of several readers, choose one by --mask-suffix, such as --mask-suffix _mask_1.",
+        f"are of several readers, choose one by --mask-suffix, such as --mask-suffix {layout.mask_suffix}_1.",
     )
 
 
