@@ -44,6 +44,10 @@ SPLIT_WORDS = {
 }
 """Split -> words by which folders call it, in small letters."""
 
+ANY_NAME = "/*"
+"""As ``mask_suffix``: whatever masks are called, all in the folder of a case are parts of its mask, as in
+``a/images/a.png`` with ``a/masks/1.png``, ``a/masks/2.png``."""
+
 WANTED = (
     "images/a.png with masks/a.png; a.png with a_mask.png; the same below class or patient folders "
     "({class}/images with {class}/masks); train/, val/ and test/ of these; labelled/ of these beside unlabelled/; "
@@ -255,8 +259,23 @@ def further_masks(found: Mapping[str, list[Path]], ids: set[str], suffix: str) -
     Args:
         found: name -> files of the folder of masks.
         ids: of the images: ``a_1`` is a mask of its own where there is an image ``a_1``.
-        suffix: what a mask's name has after the id, before the number.
+        suffix: what a mask's name has after the id, before the number; or ``ANY_NAME``.
+    Raises:
+        DataError: ``ANY_NAME``, and several images in one folder.
     """
+    if suffix == ANY_NAME:
+        image_of = {i.rpartition("/")[0]: i for i in ids}
+        several = [i for i in ids if image_of[i.rpartition("/")[0]] != i]
+        if several:
+            raise DataError(
+                f"mask_suffix {ANY_NAME!r} gives an image all masks of its folder, but {several[0]} is not alone in "
+                "its own"
+            )
+        together: dict[str, list[Path]] = {}
+        for name, files in found.items():
+            if (case_id := image_of.get(name.rpartition("/")[0])) is not None:
+                together.setdefault(case_id, []).extend(files)
+        return together
     parts = _numbered(found, ids, suffix)
     return {i: [path for _, name in sorted(names) for path in found[name]] for i, names in parts.items()}
 
@@ -545,10 +564,22 @@ def _fitting(found: Layout, image_suffix: str | None, mask_suffix: str | None) -
     ids = {i for i, files in every.items() if files[0] not in mask_paths}
     if not ids:
         raise _nothing(top)
-    best = _best(ids, set(in_masks), image_suffix, mask_suffix)
+    best = None
+    if mask_suffix != ANY_NAME:
+        best = _best(ids, set(in_masks), image_suffix, mask_suffix)
+    if best is None and (mask_suffix == ANY_NAME or (mask_suffix is None and _alone(ids, set(in_masks)))):
+        best = (image_suffix or "", ANY_NAME)
     if best is None:
         raise _unfitting(found, ids, set(in_masks))
     return replace(found, image_suffix=best[0], mask_suffix=best[1])
+
+
+def _alone(ids: set[str], names: set[str]) -> bool:
+    """Whether every image is alone in a folder of its own, and most masks lie in such a folder."""
+    folders = {i.rpartition("/")[0] for i in ids}
+    if len(folders) < len(ids) or len(ids) < 2:
+        return False
+    return sum(name.rpartition("/")[0] in folders for name in names) > len(names) / 2
 
 
 def _nothing(top: Path) -> NotFoundError:

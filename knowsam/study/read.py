@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from knowsam.data.layout import WANTED, Folders, Layout, find_layout, pictures_below, show_tree, volumes_below
+from knowsam.data.layout import ANY_NAME, WANTED, Folders, Layout, find_layout, pictures_below, show_tree, volumes_below
 from knowsam.data.make_splits import ALL_MASKS, Amount, Drawn, draw, tie_units
 from knowsam.data.readers import EXTENSIONS
 from knowsam.data.splits import group_of, read_groups
@@ -210,6 +210,8 @@ def _layout_note(layout: Layout, found: Survey) -> str:
     if layout.masks is None:
         return note + "; no masks were found"
     note += f"; {masked} have a mask in {_shown(layout.root, layout.masks)}"
+    if layout.mask_suffix == ANY_NAME:
+        return note + ", called anything: all of one folder belong to the image of its folder"
     return note + (f", called <case>{layout.mask_suffix}" if layout.mask_suffix else "")
 
 

@@ -373,3 +373,29 @@ def test_orientation_tags_are_told_with_the_rule(tmp_path, capsys):
         Image.open(path).crop((0, 0, 32, 30)).save(path, exif=exif)
     assert init(tmp_path, "--images", data, "--force") == 65
     assert "it would fit the image turned by 90 degrees as its EXIF orientation 6 says" in capsys.readouterr().err
+
+
+def test_a_folder_of_each_case_with_a_mask_of_each_object(tmp_path):
+    rng = np.random.default_rng(0)
+    for n in range(16):
+        folder = tmp_path / "data" / f"case{n:02d}"
+        for kind in ("images", "masks"):
+            (folder / kind).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "images" / f"case{n:02d}.png")
+        for k in range(1 + n % 3):
+            mask = np.zeros((32, 32), np.uint8)
+            mask[10 * k : 10 * k + 6, 4:20] = 255
+            Image.fromarray(mask).save(folder / "masks" / f"{rng.integers(10**9):x}.png")
+    assert init(tmp_path, "--images", tmp_path / "data") == 65  # asked
+    assert init(tmp_path, "--images", tmp_path / "data", "--several-masks", "merge") == 0
+    experiment = tmp_path / "experiments" / "study.yaml"
+    source = load_config(experiment).data.source
+    assert (source["image_dir"], source["mask_dir"], source["mask_suffix"]) == ("*/images", "*/masks", "/*")
+    report = tmp_path / "check.json"
+    assert run_command("check", [str(experiment), "data.labelled=labelled_max", "--json", str(report)]) == 0
+    counts = json.loads(report.read_text())["classes"]
+    listed = {n: [*map(int, re.findall(r"case(\d+)/", (tmp_path / "data_splits/study" / f"{n}.txt").read_text()))]
+              for n in ("val", "test")}  # fmt: skip
+    for name, numbers in listed.items():
+        share = sum((1 + n % 3) * 6 * 16 for n in numbers) / (len(numbers) * 32 * 32)
+        assert counts[name]["pixel_share"]["foreground"] == pytest.approx(share)

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from knowsam.data.layout import case_files, find_layout, merge_masks
+from knowsam.data.layout import ANY_NAME, case_files, find_layout, merge_masks
 from knowsam.errors import DataError, NotFoundError
 
 
@@ -227,6 +227,20 @@ def test_several_masks_of_one_image(tmp_path, names, suffixes, parts):
     case = min(layout.image_files())
     files = layout.mask_files().get(case, []) + layout.further_masks().get(case, [])
     assert [path.stem for path in files] == re.findall(r"\w+(?: \(\d\)\w*)?", parts)
+
+
+def test_one_image_in_its_folder_has_all_masks_of_it(tmp_path):
+    """As the Data Science Bowl of 2018 comes: a folder of each case, with one mask of each nucleus."""
+    make(tmp_path, "a1/images/a1.png", "a1/masks/0c.png", "a1/masks/9f.png", "b2/images/b2.png", "b2/masks/77.png")
+    layout = find_layout(tmp_path)
+    assert layout.mask_suffix == ANY_NAME and layout.mask_files() == {}
+    parts = {i: [path.stem for path in files] for i, files in layout.further_masks().items()}
+    assert parts == {"a1/a1": ["0c", "9f"], "b2/b2": ["77"]}
+    make(tmp_path, "a1/images/a1_too.png")
+    with pytest.raises(DataError, match="no mask fits an image"):
+        find_layout(tmp_path)
+    with pytest.raises(DataError, match="not alone in its own"):
+        find_layout(tmp_path, mask_suffix=ANY_NAME).further_masks()
 
 
 def test_a_number_is_no_part_where_an_image_has_it(tmp_path):
