@@ -1,6 +1,7 @@
 """Volumes of public downloads: NIfTI, NRRD and HDF5 to arrays with their spacing."""
 
 import importlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,21 @@ def nifti_bytes(volume: Volume) -> bytes:
     affine = volume.affine if volume.affine is not None else np.diag([*volume.spacing[::-1], 1.0])
     content: bytes = nibabel.Nifti1Image(np.ascontiguousarray(volume.array.T), affine).to_bytes()
     return content
+
+
+def h5_bytes(image: np.ndarray, label: np.ndarray, spacing: tuple[float, ...]) -> bytes:
+    """The content of an HDF5 file as ``H5Slices`` reads it.
+
+    Args:
+        image: (H, W) or (D, H, W).
+        label: the same.
+        spacing: mm along each axis; an attribute of the image.
+    """
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.create_dataset("image", data=image, compression="gzip").attrs["spacing"] = spacing
+        file.create_dataset("label", data=label, compression="gzip")
+    return content.getvalue()
 
 
 def _library(module: str, package: str = "") -> Any:

@@ -5,21 +5,19 @@ Two frames of each of the first 100 patients have masks: end diastole, which bec
 from the volume's smallest to its largest value to 0..1; slices are numbered from 1.
 """
 
-import io
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from knowsam import config
 from knowsam.data.layout import show_tree
 from knowsam.data.make_splits import make_folder
 from knowsam.data.splits import inspect_splits
-from knowsam.data.volume_files import Volume, read_nifti
+from knowsam.data.volume_files import Volume, h5_bytes, read_nifti
 from knowsam.errors import DataError
 from knowsam.files import write_bytes
 from knowsam.study.experiment import portable_lists
@@ -153,8 +151,4 @@ def _convert(patient: _Patient, case_id: str, root: Path, slices: list[int] | No
 
 def _write(path: Path, image: np.ndarray, label: np.ndarray, spacing: tuple[float, ...]) -> None:
     make_folder(path.parent)
-    content = io.BytesIO()
-    with h5py.File(content, "w") as file:
-        file.create_dataset("image", data=image, compression="gzip").attrs["spacing"] = spacing
-        file.create_dataset("label", data=label, compression="gzip")
-    write_bytes(path, content.getvalue())
+    write_bytes(path, h5_bytes(image, label, spacing))
