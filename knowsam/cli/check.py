@@ -126,11 +126,15 @@ def _print(config: "Config", found: "Findings", most: int | None) -> None:
     table.add_column("list")
     for column in ("masks", "empty"):
         table.add_column(column, justify="right")
+    ignored = any(counted.ignored for counted in found.classes.values())
+    if ignored:
+        table.add_column("ignored\n% of pixels", justify="right")
     for name in config.data.classes:
         table.add_column(f"{escape(name)}\n% of pixels", justify="right")
         table.add_column("\ncases", justify="right")
     for name, counted in found.classes.items():
         row = [name, str(counted.cases), str(len(counted.empty))]
+        row += [f"{100 * counted.ignored_share:.2f}"] if ignored else []
         for share, cases in zip(counted.shares, counted.present, strict=True):
             row += [f"{100 * share:.2f}", str(cases)]
         table.add_row(*row)

@@ -1,8 +1,12 @@
 """``knowsam init``: a user's folder of images and masks in, an experiment that trains as it is out."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from knowsam.cli.study import add_folder_arguments
+
+if TYPE_CHECKING:
+    from knowsam.study.experiment import Recipe
 
 EPILOG = """examples:
   python tools/init.py my_study --images /data/polyps/images --masks /data/polyps/masks
@@ -23,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default=".", metavar="DIR", help="gets experiments/ and data_splits/; here if not given"
     )
+    parser.add_argument(
+        "--recipe",
+        choices=("auto", "full", "small"),
+        default="auto",
+        help="what the experiment inherits: the published recipe, for a GPU, or the small one; auto looks for a GPU",
+    )
     add_folder_arguments(parser)
 
 
@@ -33,15 +43,35 @@ def run(args: argparse.Namespace) -> int:
     from knowsam.study.experiment import experiment_places, write_experiment
 
     experiment, lists = experiment_places(args.out, args.name, force=args.force)
+    recipe, why = choose_recipe(args.recipe)
     study = read_folder(args)
-    write_experiment(study, experiment, lists, command=command("init", args), force=args.force)
+    text = command("init", args)
+    write_experiment(study, experiment, lists, command=text, recipe=recipe, force=args.force)
     show(study)
-    say(f"\nwritten: {experiment} and the lists in {lists}")
-    say(
-        "next:\n"
-        f"  knowsam check {experiment} --preview preview.png    # reads every file; look at the picture\n"
-        f"  knowsam train {experiment} --dry-run                # one batch\n"
-        f"  knowsam train {experiment} --evaluate               # train, then score on test\n"
-        f"  knowsam train {experiment} --evaluate method.name=supervised    # the baseline"
-    )
+    say(f"\nrecipe {recipe}: {why}")
+    say(f"written: {experiment} and the lists in {lists}")
+    steps = [("check", "--preview preview.png", "reads every file; look at the picture")]
+    steps += [("train", "--dry-run", "one batch"), ("train", "--evaluate", "train, then score on test")]
+    if not study.drawn.lists.get("test"):
+        steps[-1] = ("train", "", "train; there is no test list to score on")
+    lines = [f"  knowsam {name} {experiment} {words:22}    # {what}" for name, words, what in steps]
+    lines.append(f"  {lines[-1].partition('    #')[0].strip()} method.name=supervised    # the baseline")
+    if recipe == "full":
+        lines.insert(0, "  knowsam weights fetch vit_b    # SAM's weights, if they are not here yet")
+    say("next:\n" + "\n".join(lines))
     return 0
+
+
+def choose_recipe(asked: str) -> "tuple[Recipe, str]":
+    """The recipe, and why, for people.
+
+    Args:
+        asked: ``auto``, ``full`` or ``small``.
+    """
+    if asked in ("full", "small"):
+        return ("full" if asked == "full" else "small"), "as --recipe says"
+    import torch
+
+    if torch.cuda.is_available():
+        return "full", f"this machine has a GPU ({torch.cuda.get_device_name()}); --recipe small is for a first look"
+    return "small", "this machine has no GPU; --recipe full writes the published one"

@@ -16,6 +16,7 @@ from knowsam.errors import KnowsamError
 
 COMMANDS = {
     "init": ("knowsam.cli.init", "write an experiment and split lists for your own folder of images and masks"),
+    "prepare": ("knowsam.cli.prepare", "make lists and an experiment of a public data set's official download"),
     "check": ("knowsam.cli.check", "check an experiment's data: missing and broken files, wrong masks, leaks"),
     "splits": ("knowsam.cli.splits", "draw seeded split lists for a folder of images and masks"),
     "index": ("knowsam.cli.index", "look through a large data set once, so that trainings start at once"),

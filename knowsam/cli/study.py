@@ -3,7 +3,7 @@
 import argparse
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from knowsam.study.read import Study, StudyOptions
@@ -16,12 +16,29 @@ def add_folder_arguments(parser: argparse.ArgumentParser, *, images_required: bo
         "--images", required=images_required, metavar="DIR", help="images; or a folder that holds images and masks"
     )
     data.add_argument("--masks", metavar="DIR", help="masks, called like their images; looked for near the images")
+    data.add_argument("--unlabelled", metavar="DIR", help="further images without masks; looked for near the images")
     data.add_argument("--image-suffix", metavar="TEXT", help="what image names have after the case, such as _0000")
     data.add_argument("--mask-suffix", metavar="TEXT", help="what mask names have after the case, such as _mask")
     data.add_argument("--classes", metavar="A,B", help="names of the classes, background first: background,lesion")
-    data.add_argument("--labels", metavar="MAP", help="mask values of each class, such as '{0: 0, 1: [128, 255]}'")
+    data.add_argument(
+        "--labels",
+        metavar="MAP",
+        help="mask values of each class, such as '{0: 0, 1: [128, 255]}'; or binary: all above 0 is one class",
+    )
+    data.add_argument("--ignore", metavar="N", help="mask value of pixels about which nothing is known, such as 255")
+    data.add_argument(
+        "--several-masks",
+        choices=("merge", "leave"),
+        help="images with several masks, a_mask.png and a_mask_1.png: parts of one mask, or not to be used",
+    )
     data.add_argument("--intensity", choices=("dtype", "minmax", "percentile"), help="how values become 0..255")
     parts = parser.add_argument_group("division")
+    parts.add_argument(
+        "--splits",
+        choices=("keep", "draw"),
+        default="keep",
+        help="folders called train, val and test: keep them as lists, or draw anew; keep",
+    )
     parts.add_argument("--val", type=float, default=10.0, metavar="PERCENT", help="of the cases with a mask; 10")
     parts.add_argument("--test", type=float, default=20.0, metavar="PERCENT", help="of the cases with a mask; 20")
     parts.add_argument(
@@ -65,10 +82,13 @@ def study_options(args: argparse.Namespace) -> "StudyOptions":
     return StudyOptions(
         images=Path(args.images),
         masks=Path(args.masks) if args.masks is not None else None,
+        unlabelled=Path(args.unlabelled) if args.unlabelled is not None else None,
         image_suffix=args.image_suffix,
         mask_suffix=args.mask_suffix,
         classes=[name.strip() for name in args.classes.split(",")] if args.classes else None,
         labels=_labels(args.labels) if args.labels else None,
+        ignore=_ignore(args.ignore) if args.ignore else None,
+        several_masks=args.several_masks,
         intensity=args.intensity,
         val=args.val,
         test=args.test,
@@ -78,21 +98,38 @@ def study_options(args: argparse.Namespace) -> "StudyOptions":
         group_column=args.group_column,
         id_column=args.id_column,
         near_duplicates=not args.no_near_duplicates,
+        ready_splits=args.splits == "keep",
         seed=args.seed,
     )
 
 
-def _labels(text: str) -> dict[Any, Any]:
+def _ignore(text: str) -> Any:
     import yaml
 
     from knowsam.errors import ConfigError
 
     try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--ignore {text!r} is no YAML: {error}") from error
+    if not isinstance(value, int | list):
+        raise ConfigError(f"--ignore {text!r}; needed is a mask value such as 255, or several: [254, 255]")
+    return value
+
+
+def _labels(text: str) -> "dict[Any, Any] | Literal['binary']":
+    import yaml
+
+    from knowsam.errors import ConfigError
+
+    if text == "binary":
+        return "binary"
+    try:
         labels = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--labels {text!r} is no YAML: {error}") from error
     if not isinstance(labels, dict):
-        raise ConfigError(f"--labels {text!r}; needed are classes and values, such as {{0: 0, 1: 255}}")
+        raise ConfigError(f"--labels {text!r}; needed are classes and values, such as {{0: 0, 1: 255}}, or binary")
     return labels
 
 
@@ -133,6 +170,16 @@ def command(name: str, args: argparse.Namespace) -> str:
         else:
             arguments += [option, *map(_plain, value if isinstance(value, list) else [value])]
     return shlex.join(arguments)
+
+
+def plain_command(name: str, words: list[str]) -> str:
+    """A command as one line that a shell reads back.
+
+    Args:
+        name: of the command.
+        words: after it.
+    """
+    return shlex.join(["knowsam", name, *words])
 
 
 def _plain(value: Any) -> str:

@@ -13,10 +13,15 @@ from typing import Any
 import numpy as np
 
 from knowsam.data.cache import file_sha256, known, load_memo, remembered, save_memo
+from knowsam.data.labels import IGNORE_ID
+from knowsam.data.layout import Layout
 from knowsam.data.looks import Look, look, near_pairs, same_pixels, tied_within
+from knowsam.data.make_splits import LEFT_OUT_FILE
+from knowsam.data.readers import EXTENSIONS, read_mask
 from knowsam.data.source import Source
 from knowsam.data.splits import DUPLICATES_FILE, SPLITS, Splits, independent_units
-from knowsam.errors import DataError, Fault, KnowsamError
+from knowsam.data.traits import Traits, depth_note, file_traits, orientation_note, palette_note
+from knowsam.errors import DataError, Fault, KnowsamError, NotFoundError
 
 _PEEK = 4096
 _LOSES_IMAGE = {"missing image", "several images"}
@@ -32,18 +37,27 @@ class ClassCounts:
         empty: ids without any foreground, sorted.
         pixels: int64 (K,), pixels of each class.
         present: int64 (K,), cases that hold each class.
+        ignored: pixels about which nothing is known; they belong to no class.
+        silent: ids of whose mask nothing is known at all, sorted.
     """
 
     cases: int
     empty: list[str]
     pixels: np.ndarray
     present: np.ndarray
+    ignored: int = 0
+    silent: list[str] = field(default_factory=list)
 
     @property
     def shares(self) -> list[float]:
-        """Each class's share of all pixels, 0..1."""
+        """Each class's share of the pixels that have a class, 0..1."""
         shares: list[float] = (self.pixels / max(self.pixels.sum(), 1)).tolist()
         return shares
+
+    @property
+    def ignored_share(self) -> float:
+        """Share of all pixels about which nothing is known, 0..1."""
+        return float(self.ignored / max(self.pixels.sum() + self.ignored, 1))
 
     def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
         """The counts for programs: plain values.
@@ -55,6 +69,7 @@ class ClassCounts:
             "masks_read": self.cases,
             "empty_masks": self.empty,
             "pixel_share": dict(zip(class_names, self.shares, strict=True)),
+            "ignored_share": self.ignored_share,
             "cases_with_class": dict(zip(class_names, self.present.tolist(), strict=True)),
         }
 
@@ -186,6 +201,7 @@ def check_all(
     pictures: list[tuple[str, str, Look]] = []  # of a volume, one a slice
     classes: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     sizes: list[tuple[int, int]] = []
+    stored = _Stored()
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda job: _look_at(source, job[0], job[2], num_classes), jobs)
         for n, ((case_id, split, _), seen) in enumerate(zip(jobs, results, strict=True)):
@@ -198,9 +214,12 @@ def check_all(
                 found.warnings.append(Fault("image of one colour", text, (case_id,)))
             if seen.classes is not None:
                 classes["labelled" if split == "train" else split][case_id] = seen.classes
+            stored.add(case_id, seen)
             if progress:
                 progress(n + 1, len(jobs))
     save_memo(cache_folder)
+    stored.judge(found)
+    found.warnings += _passed_over(source)
     if sizes:
         found.sizes = (min(sizes, key=math.prod), max(sizes, key=math.prod))
     found.classes = {name: _count(classes[name], num_classes) for name in counted if counted[name]}
@@ -215,6 +234,72 @@ class _Seen:
     looks: list[Look] = field(default_factory=list)
     size: tuple[int, int] | None = None
     classes: np.ndarray | None = None
+    brightest: int | None = None
+    image: Traits | None = None
+    mask: Traits | None = None
+    indices: list[int] = field(default_factory=list)
+
+
+class _Stored:
+    """How the files of all cases are stored, and what is to be said of it."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, Traits] = {}
+        self.masks: dict[str, Traits] = {}
+        self.brightest: dict[str, int] = {}
+        self.indices: dict[str, list[int]] = {}
+
+    def add(self, case_id: str, seen: _Seen) -> None:
+        if seen.image is not None:
+            self.images[case_id] = seen.image
+        if seen.mask is not None:
+            self.masks[case_id] = seen.mask
+            self.indices[case_id] = seen.indices
+        if seen.brightest is not None:
+            self.brightest[case_id] = seen.brightest
+
+    def judge(self, found: Findings) -> None:
+        if text := orientation_note(self.images, self.masks):
+            found.warnings.append(Fault("orientation tags", text))
+        if text := depth_note(self.brightest, self.images):
+            found.warnings.append(Fault("nearly black images", text))
+        palettes = palette_note(self.masks, self.indices)
+        if palettes is not None:
+            where = found.errors if palettes.ambiguous else found.warnings
+            where.append(Fault("palettes of masks", palettes.text))
+
+
+def _passed_over(source: Source) -> list[Fault]:
+    """Files in the folders of images and masks that play no part, by kind and number."""
+    if not all(hasattr(source, name) for name in ("root", "image_dir", "mask_dir", "splits")):
+        return []
+    folder: Any = source
+    layout = Layout(folder.root, folder.image_dir, folder.mask_dir, folder.image_suffix, folder.mask_suffix)
+    faults = []
+    try:
+        kinds = layout.other_files()
+        images, strays, masks = layout.image_files(), layout.masks_among_images(), layout.mask_files()
+    except NotFoundError:  # a folder of masks that nobody needs
+        return []
+    for kind, number in kinds.most_common():
+        text = f"{number} {kind} in the folders of images and masks; read are {', '.join(EXTENSIONS)}"
+        faults.append(Fault("files passed over", text))
+    if strays:
+        text = f"{len(strays)} files among the images are called like masks: {_some([path.name for path in strays])}"
+        faults.append(Fault("files passed over", text))
+    splits = folder.splits
+    left_out = splits.folder / LEFT_OUT_FILE
+    known_ids = {*splits.train, *splits.val, *splits.test}
+    known_ids |= set(left_out.read_text(encoding="utf-8").splitlines()) if left_out.is_file() else set()
+    if unlisted := [i for i in images if i not in known_ids]:
+        faults.append(Fault("files passed over", f"{len(unlisted)} images are in no list: {_some(unlisted)}"))
+    if orphans := [i for i in masks if i not in images]:
+        faults.append(Fault("files passed over", f"{len(orphans)} masks have no image: {_some(orphans)}"))
+    return faults
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _build(
@@ -261,9 +346,11 @@ def _look_at(source: Source, case_id: str, readable: bool, num_classes: int) -> 
         seen.faults.append(Fault("image cannot be read", str(error), (case_id,)))
     else:
         seen.size = (image.shape[-3], image.shape[-2])
+        seen.brightest = int(image.max())
         seen.looks = [look(picture) for picture in (image if image.ndim == 4 else image[None])]
         path_of = getattr(source, "image_path", None)
         if path_of is not None:
+            seen.image = file_traits(path_of(case_id))
             hashes = " ".join(item.pixels for item in seen.looks if item.pixels)
             remembered(path_of(case_id), _pixels_key(source), lambda: hashes)
     if readable:
@@ -274,8 +361,19 @@ def _look_at(source: Source, case_id: str, readable: bool, num_classes: int) -> 
             known_texts = {fault.text for fault in seen.faults}  # a broken image is no fault of its mask
             seen.faults += [fault for fault in faults if fault.text not in known_texts]
         else:
-            seen.classes = np.bincount(mask.ravel(), minlength=num_classes)
+            seen.classes = np.bincount(mask.ravel(), minlength=IGNORE_ID + 1)
+            _look_at_mask_file(source, case_id, seen)
     return seen
+
+
+def _look_at_mask_file(source: Source, case_id: str, seen: _Seen) -> None:
+    paths_of = getattr(source, "mask_paths", None)
+    if paths_of is None:
+        return
+    path = paths_of(case_id)[0]
+    seen.mask = file_traits(path)
+    if seen.mask.palette is not None:
+        seen.indices = [int(v) for v in np.unique(read_mask(path))]
 
 
 def _pixels_key(source: Source) -> str:
@@ -297,9 +395,13 @@ def _listed(fault: Fault, splits: Splits | None) -> Fault:
 
 
 def _count(masks: Mapping[str, np.ndarray], num_classes: int) -> ClassCounts:
-    counts = np.array(list(masks.values()), np.int64).reshape(-1, num_classes)
-    empty = sorted(i for i, pixels in masks.items() if not pixels[1:].any())
-    return ClassCounts(len(masks), empty, counts.sum(axis=0), (counts > 0).sum(axis=0))
+    counts = np.array(list(masks.values()), np.int64).reshape(-1, IGNORE_ID + 1)
+    ignored, counts = counts[:, IGNORE_ID], counts[:, :num_classes]
+    empty = sorted(i for i, pixels in zip(masks, counts, strict=True) if pixels[0] and not pixels[1:].any())
+    silent = sorted(i for i, pixels in zip(masks, counts, strict=True) if not pixels.any())
+    return ClassCounts(
+        len(masks), empty, counts.sum(axis=0), (counts > 0).sum(axis=0), ignored=int(ignored.sum()), silent=silent
+    )
 
 
 def _compare(pictures: list[tuple[str, str, Look]], near: bool, found: Findings, folder: Path | None) -> None:
@@ -356,6 +458,10 @@ def _judge(found: Findings, class_names: Sequence[str]) -> None:
             share = f"{len(counts.empty)} of {counts.cases} masks hold background only"
             some = ", ".join(counts.empty[:5]) + (", ..." if len(counts.empty) > 5 else "")
             found.warnings.append(Fault("empty masks", f"{name}: {share}: {some}", tuple(counts.empty)))
+        if counts.silent:
+            text = f"{name}: every pixel of {len(counts.silent)} of {counts.cases} masks is ignored"
+            text += f": {_some(counts.silent)}"
+            found.warnings.append(Fault("masks that say nothing", text, tuple(counts.silent)))
 
 
 def _twice(ids: Sequence[str], split_of: Mapping[str, str]) -> str:

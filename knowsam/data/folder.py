@@ -1,6 +1,7 @@
 """A folder of pictures and a folder of masks."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from numpy.typing import NDArray
 
 from knowsam.data.cache import file_sha256
 from knowsam.data.labels import LabelTable
-from knowsam.data.readers import EXTENSIONS, INTENSITIES, read_image, read_mask, scan_folder, stored_size
+from knowsam.data.layout import Folders, case_files, further_masks, merge_masks, share_a_folder, without_suffix
+from knowsam.data.readers import INTENSITIES, read_image, read_mask, stored_size
 from knowsam.data.splits import Splits, check_against
 from knowsam.errors import ConfigError, DataError, Fault, NotFoundError
 
@@ -24,13 +26,15 @@ class ImageFolder:
         root: the dataset's folder.
         splits: which cases there are, and whose masks may be read.
         num_classes: K, background included.
-        image_dir: folder of the images inside ``root``.
-        mask_dir: folder of the masks inside ``root``; may be the same one.
+        image_dir: folder of the images inside ``root``; or several, see ``layout.Folders``.
+        mask_dir: folder of the masks inside ``root``; may be the same one; or several.
         mask_suffix: what a mask's name has after the id, such as ``"_segmentation"``.
         image_suffix: what an image's name has after the id, such as ``"_0000"``.
         label_table: raw mask values -> class ids; None: they are class ids already.
         intensity: see ``readers.to_uint8``.
         spacing: (y, x) in mm, the same for every case; None when unknown.
+        merge_masks: numbered masks of one image (``a_mask.png``, ``a_mask_1.png``) are parts of one mask. Without it,
+            images that have several are refused.
     Raises:
         NotFoundError: ``root`` or one of its folders is not there.
         DataError: listed cases without image, labelled/val/test cases without mask, two files of one id.
@@ -43,13 +47,14 @@ class ImageFolder:
         root: str | Path,
         splits: Splits,
         num_classes: int,
-        image_dir: str = "images",
-        mask_dir: str = "masks",
+        image_dir: str | Mapping[str, str] = "images",
+        mask_dir: str | Mapping[str, str] = "masks",
         mask_suffix: str = "",
         image_suffix: str = "",
         label_table: LabelTable | None = None,
         intensity: str = "dtype",
         spacing: tuple[float, float] | None = None,
+        merge_masks: bool = False,
     ):
         self.root = Path(root)
         self.splits = splits
@@ -59,22 +64,29 @@ class ImageFolder:
         self._spacing = fitting_spacing(spacing, axes="yx")
         self.cache_settings = (intensity, repr(self.label_table))
 
-        if Path(image_dir) == Path(mask_dir) and mask_suffix == image_suffix:
+        self.image_dir: Folders = image_dir
+        self.mask_dir: Folders = mask_dir
+        self.image_suffix, self.mask_suffix = image_suffix, mask_suffix
+
+        if share_a_folder(image_dir, mask_dir) and mask_suffix == image_suffix:
             raise ConfigError(
                 f"image_dir and mask_dir are both {image_dir!r} and the suffixes are equal; "
                 "then mask_suffix must tell masks apart"
             )
         if not self.root.is_dir():
             raise NotFoundError(f"data folder {self.root} does not exist", hint="set the dataset's root")
-        found = without_suffix(scan_folder(self.root / image_dir, EXTENSIONS), image_suffix)
+        found = without_suffix(case_files(self.root, image_dir), image_suffix)
         listed = [*splits.train, *splits.val, *splits.test]
-        check_against(splits, found, where=str(self.root / image_dir))
+        check_against(splits, found, where=self._shown(image_dir))
         self._images = single_files(found, listed, what="image")
 
         needed = sorted(splits.readable_masks)
-        found = without_suffix(scan_folder(self.root / mask_dir, EXTENSIONS), mask_suffix) if needed else {}
-        if missing := [i for i in needed if i not in found]:
-            folder = self.root / mask_dir
+        masks = case_files(self.root, mask_dir) if needed else {}
+        together = share_a_folder(image_dir, mask_dir)  # then the scan for images found the masks, too
+        parts = further_masks(masks, set(self._images) if together else set(found), mask_suffix)
+        found = without_suffix(masks, mask_suffix)
+        if missing := [i for i in needed if i not in found and i not in parts]:
+            folder = self._shown(mask_dir)
             raise DataError(
                 f"{len(missing)} of {len(needed)} labelled, val and test cases have no mask in {folder}: "
                 + ", ".join(missing[:10])
@@ -82,7 +94,10 @@ class ImageFolder:
                 hint="unlabelled training cases need none; is the right labelled_*.txt chosen?",
                 faults=[Fault("missing mask", f"{i}: no mask {i + mask_suffix}.* in {folder}", (i,)) for i in missing],
             )
-        self._masks = single_files(found, needed, what="mask")
+        whole = single_files(found, [i for i in needed if i in found], what="mask")
+        self._masks = {i: [*([whole[i]] if i in whole else []), *parts.get(i, [])] for i in needed}
+        if not merge_masks:
+            _refuse_several(self._masks)
 
     def train_ids(self) -> list[str]:
         """Every training case, sorted, labelled or not."""
@@ -107,7 +122,11 @@ class ImageFolder:
             DataError: an unlabelled training case, a value without a class, or another size than the image.
         """
         self.splits.require_readable_mask(case_id)
-        return fitting_mask(self._images[case_id], self._masks[case_id], self.label_table, case_id)
+        parts = [fitting_mask(self._images[case_id], m, self.label_table, case_id) for m in self._masks[case_id]]
+        try:
+            return merge_masks(parts) if len(parts) > 1 else parts[0]
+        except DataError as error:
+            raise DataError(f"{case_id}: {error}", hint=error.hint) from error
 
     def spacing(self, case_id: str) -> tuple[float, ...] | None:
         """(y, x) in mm, or None when unknown."""
@@ -118,13 +137,25 @@ class ImageFolder:
         return file_sha256(self.image_path(case_id))
 
     def mask_fingerprint(self, case_id: str) -> str:
-        """sha256 of the mask file.
+        """sha256 of the mask file; of several, of all their sums.
+
+        Raises:
+            DataError: an unlabelled training case.
+        """
+        sums = [file_sha256(path) for path in self.mask_paths(case_id)]
+        return sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
+
+    def mask_paths(self, case_id: str) -> list[Path]:
+        """The mask's files; several where they are merged.
 
         Raises:
             DataError: an unlabelled training case.
         """
         self.splits.require_readable_mask(case_id)
-        return file_sha256(self._masks[case_id])
+        return list(self._masks[case_id])
+
+    def _shown(self, folders: Folders) -> str:
+        return str(self.root / folders) if isinstance(folders, str) else f"{self.root} ({', '.join(folders.values())})"
 
     def image_path(self, case_id: str) -> Path:
         """The image's file.
@@ -137,16 +168,18 @@ class ImageFolder:
         return self._images[case_id]
 
 
-def without_suffix(found: dict[str, list[Path]], suffix: str) -> dict[str, list[Path]]:
-    """The files whose names end in ``suffix`` before the extension, by id without it.
-
-    Args:
-        found: id -> files, as ``scan_folder`` gives them.
-        suffix: what a name must end in; empty: all are taken.
-    """
-    if not suffix:
-        return found
-    return {i.removesuffix(suffix): files for i, files in found.items() if i.endswith(suffix) and i != suffix}
+def _refuse_several(masks: Mapping[str, list[Path]]) -> None:
+    """Refuse images with several masks: to take one of them would lose the others in silence."""
+    several = {i: " and ".join(map(str, files)) for i, files in masks.items() if len(files) > 1}
+    if several:
+        raise DataError(
+            f"{len(several)} of {len(masks)} masks are several files for one image, of which none may be preferred:\n"
+            + "\n".join(list(several.values())[:10])
+            + (f"\n... and {len(several) - 10} more" if len(several) > 10 else ""),
+            hint="If they are parts of one mask, data.source.merge_masks=true merges them; if they are of several "
+            "readers, choose one by data.source.mask_suffix.",
+            faults=[Fault("several masks", f"{i}: {files}", (i,)) for i, files in several.items()],
+        )
 
 
 def single_files(found: dict[str, list[Path]], ids: list[str], *, what: str = "image") -> dict[str, Path]:

@@ -8,17 +8,34 @@ from pathlib import Path
 
 import numpy as np
 
-from knowsam.data.labels import LabelTable
-from knowsam.data.layout import Layout
+from knowsam.data.labels import IGNORE_ID, LabelTable
+from knowsam.data.layout import Layout, merge_masks
 from knowsam.data.looks import Look, look
-from knowsam.data.readers import is_deep, read_image, read_mask
+from knowsam.data.readers import grey_slices, is_deep, raw_labels, read_image, read_mask
 from knowsam.data.splits import unlistable
+from knowsam.data.traits import Traits, file_traits, turned_mask_note
+from knowsam.data.volume_files import read_nifti
 from knowsam.errors import DataError, Fault, KnowsamError
 
 Value = int | tuple[int, int, int]
 """A raw mask value: a number, or a colour."""
 
 _MOST_COLOURS = 1000
+_FEW_OBJECTS = 8  # more of them are recognised by their numbers alone
+
+
+@dataclass(frozen=True)
+class VolumeFacts:
+    """Of a volume.
+
+    Attributes:
+        spacing: mm along D, H, W.
+        low, high: smallest and largest value.
+    """
+
+    spacing: tuple[float, ...]
+    low: float
+    high: float
 
 
 @dataclass
@@ -29,15 +46,27 @@ class Case:
         id: path below the folder without suffix and extension.
         image: its file.
         look: what the image looks like.
-        mask: file of the mask; None without one that can be used.
+        masks: files of the mask; several are parts of one; empty without one that can be used.
         values: raw mask value -> pixels; None without a mask that can be read and has the image's size.
+        objects: raw value -> connected parts of it, of a mask of few whole numbers; else None.
+        together: for several masks: the raw values that they have at one pixel -> such pixels.
+        traits: of the image file.
+        mask_traits: of the first mask's file.
+        shape: (H, W) of a picture, (D, H, W) of a volume.
+        volume: what its file says beside the voxels; None of a picture.
     """
 
     id: str
     image: Path
     look: Look
-    mask: Path | None = None
+    masks: tuple[Path, ...] = ()
     values: dict[Value, int] | None = None
+    objects: dict[int, int] | None = None
+    together: dict[tuple[Value, ...], int] | None = None
+    traits: Traits = Traits()
+    mask_traits: Traits = Traits()
+    shape: tuple[int, ...] = ()
+    volume: VolumeFacts | None = None
 
 
 @dataclass
@@ -55,12 +84,19 @@ class Survey:
     orphans: list[str] = field(default_factory=list)
 
 
-def survey(layout: Layout, *, intensity: str = "dtype", progress: Callable[[int, int], None] | None = None) -> Survey:
+def survey(
+    layout: Layout,
+    *,
+    intensity: str = "dtype",
+    merge: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Survey:
     """Read every image and every mask of a folder. A broken file is noted and passed over.
 
     Args:
         layout: where they lie.
         intensity: see ``readers.to_uint8``.
+        merge: several masks of one image are parts of one; else such images count as without mask.
         progress: called as (cases done, cases in all).
     Raises:
         NotFoundError: a folder is not there.
@@ -75,7 +111,13 @@ def survey(layout: Layout, *, intensity: str = "dtype", progress: Callable[[int,
             text = f"{case_id}: several files of one name: {' and '.join(map(str, files))}"
             found.faults.append(Fault("image left out", text, (case_id,)))
         else:
-            jobs.append((case_id, files[0], masks.get(case_id, []) + further.get(case_id, [])))
+            whole, parts = masks.get(case_id, []), further.get(case_id, [])
+            if len(whole) > 1 or (len(whole + parts) > 1 and not merge):
+                text = f"{case_id}: has several masks, {' and '.join(map(str, whole + parts))}"
+                text += "; keep one" if len(whole) > 1 else "; --several-masks merge makes one of them"
+                found.faults.append(Fault("mask not used", text, (case_id,)))
+                whole = parts = []
+            jobs.append((case_id, files[0], whole + parts))
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for n, (case, faults) in enumerate(pool.map(lambda job: _read(*job, intensity=intensity), jobs)):
             found.faults += faults
@@ -89,27 +131,85 @@ def survey(layout: Layout, *, intensity: str = "dtype", progress: Callable[[int,
 
 def _read(case_id: str, image: Path, masks: list[Path], *, intensity: str) -> tuple[Case | None, list[Fault]]:
     try:
-        pixels = read_image(image, intensity)
+        case = _volume_case(case_id, image) if _is_volume(image) else _picture_case(case_id, image, intensity)
     except KnowsamError as error:
         return None, [Fault("image left out", str(error), (case_id,))]
-    case = Case(case_id, image, look(pixels))
     if not masks:
         return case, []
-    if len(masks) > 1:
-        text = f"{case_id}: has several masks, {' and '.join(map(str, masks))}; merge them into one"
-        return case, [Fault("mask not used", text, (case_id,))]
     try:
-        raw = read_mask(masks[0])
-        if raw.shape[:2] != pixels.shape[:2]:
-            raise DataError(
-                f"{masks[0]}: the mask is {raw.shape[0]} x {raw.shape[1]}, the image {pixels.shape[0]} x "
-                f"{pixels.shape[1]} (height x width)"
-            )
-        case.values = raw_values(raw, str(masks[0]))
+        if case.volume is None:
+            case.mask_traits = file_traits(masks[0])
+        raws = [_fitting_mask(path, case) for path in masks]
+        counts = [raw_values(raw, str(path)) for raw, path in zip(raws, masks, strict=True)]
     except KnowsamError as error:
         return case, [Fault("mask not used", str(error), (case_id,))]
-    case.mask = masks[0]
+    case.values = {value: sum(c.get(value, 0) for c in counts) for c in counts for value in c}
+    if len(raws) > 1:
+        case.together = _together(raws)
+    elif raws[0].ndim == 2 and int(raws[0].max(initial=0)) < _FEW_OBJECTS:
+        from knowsam.data.label_guess import connected_parts  # which knows this module's values
+
+        case.objects = connected_parts(raws[0])
+    case.masks = tuple(masks)
     return case, []
+
+
+def _is_volume(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _picture_case(case_id: str, path: Path, intensity: str) -> Case:
+    pixels = read_image(path, intensity)
+    return Case(case_id, path, look(pixels), traits=file_traits(path), shape=pixels.shape[:2])
+
+
+def _volume_case(case_id: str, path: Path) -> Case:
+    """Its look is that of the slice in the middle."""
+    volume = read_nifti(path)
+    array = volume.array
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{path}: {int((~np.isfinite(array)).sum())} voxels are NaN or infinite")
+    middle = grey_slices(array[len(array) // 2], "percentile", where=str(path))
+    facts = VolumeFacts(volume.spacing, float(array.min()), float(array.max()))
+    return Case(case_id, path, look(middle), shape=array.shape, volume=facts)
+
+
+def _fitting_mask(path: Path, case: Case) -> np.ndarray:
+    """Raw values of a mask of its image's size; those of a volume as one tall picture."""
+    if case.volume is not None:
+        volume = raw_labels(read_nifti(path).array, where=str(path))
+        if volume.shape != case.shape:
+            sizes = (" x ".join(map(str, shape)) for shape in (volume.shape, case.shape))
+            raise DataError(f"{path}: the mask is {next(sizes)}, the image {next(sizes)} (slices x rows x columns)")
+        return volume.reshape(-1, volume.shape[-1])
+    raw, shape = read_mask(path), case.shape
+    if raw.shape[:2] != shape:
+        why = turned_mask_note(case.traits, case.mask_traits) if raw.shape[:2] == shape[::-1] else ""
+        raise DataError(
+            f"{path}: the mask is {raw.shape[0]} x {raw.shape[1]}, the image {shape[0]} x {shape[1]} "
+            f"(height x width){why}"
+        )
+    return raw
+
+
+def _together(raws: list[np.ndarray]) -> dict[tuple[Value, ...], int]:
+    """The raw values that several masks have at one pixel -> such pixels."""
+    values: list[list[Value]] = []
+    code = np.zeros(raws[0].shape[:2], np.int64).ravel()
+    for raw in raws:
+        wide = raw.astype(np.int64)
+        numbers = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2] if raw.ndim == 3 else wide
+        there, position = np.unique(numbers.ravel(), return_inverse=True)
+        values.append([(c >> 16, c >> 8 & 255, c & 255) if raw.ndim == 3 else c for c in there.tolist()])
+        code = code * len(there) + position
+    found: dict[tuple[Value, ...], int] = {}
+    for number, count in zip(*(x.tolist() for x in np.unique(code, return_counts=True)), strict=True):
+        key: list[Value] = []
+        for there in reversed(values):
+            number, place = divmod(number, len(there))
+            key.append(there[place])
+        found[tuple(reversed(key))] = count
+    return found
 
 
 def raw_values(raw: np.ndarray, where: str) -> dict[Value, int]:
@@ -143,12 +243,24 @@ def class_pixels(values: Mapping[Value, int], table: LabelTable) -> tuple[np.nda
     pixels = np.zeros(table.num_classes, np.int64)
     strange: list[Value] = []
     for value, count in values.items():
-        raw = np.array([[value]], np.uint8 if isinstance(value, tuple) else np.uint16)
         try:
-            pixels[int(table.apply(raw)[0, 0])] += count
+            class_id = class_of(value, table)
         except DataError:
             strange.append(value)
+            continue
+        if class_id != IGNORE_ID:
+            pixels[class_id] += count
     return pixels, strange
+
+
+def class_of(value: Value, table: LabelTable) -> int:
+    """Class of one raw value; ``IGNORE_ID`` of one that is ignored.
+
+    Raises:
+        DataError: it has none.
+    """
+    raw = np.array([[value]], np.uint8 if isinstance(value, tuple) else np.uint16)
+    return int(table.apply(raw)[0, 0])
 
 
 def without_strange_masks(cases: Iterable[Case], table: LabelTable) -> tuple[list[Case], list[Fault]]:
@@ -163,13 +275,36 @@ def without_strange_masks(cases: Iterable[Case], table: LabelTable) -> tuple[lis
     kept, faults = [], []
     for case in cases:
         values = case.values or {}
+        where = " and ".join(map(str, case.masks))
         if strange := class_pixels(values, table)[1]:
             shown = ", ".join(f"{show_value(v)} ({values[v]} pixels)" for v in sorted(strange, key=str)[:8])
             more = ", ..." if len(strange) > 8 else ""
-            faults.append(Fault("mask not used", f"{case.mask}: no class has the values {shown}{more}", (case.id,)))
-            case = replace(case, mask=None, values=None)
+            faults.append(Fault("mask not used", f"{where}: no class has the values {shown}{more}", (case.id,)))
+            case = replace(case, masks=(), values=None, together=None)
+        elif case.together is not None:
+            try:
+                case = replace(case, values=_merged_values(case.together, table), together=None)
+            except DataError as error:
+                faults.append(Fault("mask not used", f"{where}: {error}", (case.id,)))
+                case = replace(case, masks=(), values=None, together=None)
         kept.append(case)
     return kept, faults
+
+
+def _merged_values(together: Mapping[tuple[Value, ...], int], table: LabelTable) -> dict[Value, int]:
+    """Pixels of each class after merging, under the raw value that each class is written as.
+
+    Raises:
+        DataError: masks that give one pixel several classes.
+    """
+    first: dict[int, Value] = dict(enumerate(table.raw_values()))
+    if table.ignored:
+        first[IGNORE_ID] = table.ignored[0]
+    counts = np.array(list(together.values()))
+    columns = [[class_of(value, table) for value in column] for column in zip(*together, strict=True)]
+    merged = merge_masks([np.repeat(np.array(column, np.uint8), counts) for column in columns])
+    classes, pixels = np.unique(merged, return_counts=True)
+    return {first[k]: n for k, n in zip(classes.tolist(), pixels.tolist(), strict=True)}
 
 
 def show_value(value: Value) -> str:

@@ -1,17 +1,21 @@
 """A folder in, a study out: which images can be used, what their masks mean, and the lists that were drawn."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from knowsam.data.layout import Layout, find_layout
+from knowsam.data.layout import ANY_NAME, WANTED, Folders, Layout, find_layout, pictures_below, show_tree, volumes_below
 from knowsam.data.make_splits import ALL_MASKS, Amount, Drawn, draw, tie_units
 from knowsam.data.readers import EXTENSIONS
 from knowsam.data.splits import group_of, read_groups
 from knowsam.data.survey import Survey, suggest_intensity, survey, without_strange_masks
+from knowsam.data.traits import orientation_note, palette_note
 from knowsam.errors import ConfigError, DataError
 from knowsam.study.classes import Classes, absent_classes, understand_masks
+from knowsam.study.ready import keep_splits
+from knowsam.study.volumes import DESCRIPTION, VolumePlan, holds_volumes, named_classes, plan_volumes
 
 DEFAULT_LABELLED = (Amount(5, "pct"), Amount(10, "pct"), Amount(20, "pct"))
 
@@ -23,9 +27,14 @@ class StudyOptions:
     Attributes:
         images: folder of the images, or one that holds images and masks.
         masks: folder of the masks; None: looked for near the images.
+        unlabelled: folder of further images without masks; None: one of that name inside ``images``.
         image_suffix, mask_suffix: what names have after the case, such as ``_0000``; None: worked out from the names.
         classes: K names, background first; None: made up.
-        labels: class id -> raw mask value or values, as ``data.labels``; None: guessed from the masks.
+        labels: class id -> raw mask value or values, as ``data.labels``; ``"binary"``: every value above 0 is class 1,
+            such as numbered instances; None: guessed from the masks.
+        ignore: raw mask value or values of pixels about which nothing is known; None: guessed with the labels.
+        several_masks: ``"merge"``: numbered masks of one image are parts of one; ``"leave"``: such images count as
+            unlabelled; None: refused where there are any, with the question.
         intensity: how values become 0..255, see ``readers.to_uint8``; None: what fits the files.
         val, test: per cent of the cases with a mask.
         labelled: sizes of the label lists; None: ``DEFAULT_LABELLED``, as far as there are masks enough.
@@ -33,6 +42,7 @@ class StudyOptions:
         groups: CSV file that names the patient of each image.
         group_column, id_column: its columns of patients and of image names.
         near_duplicates: also keep images on one side that look nearly alike.
+        ready_splits: keep folders called train, val and test as they are; else all is drawn anew.
         seed: of the draws.
     Raises:
         ConfigError: class names or labels that cannot be meant, or patients given twice.
@@ -40,10 +50,13 @@ class StudyOptions:
 
     images: Path
     masks: Path | None = None
+    unlabelled: Path | None = None
     image_suffix: str | None = None
     mask_suffix: str | None = None
     classes: Sequence[str] | None = None
-    labels: Mapping[Any, Any] | None = None
+    labels: Mapping[Any, Any] | Literal["binary"] | None = None
+    ignore: Any = None
+    several_masks: Literal["merge", "leave"] | None = None
     intensity: str | None = None
     val: float = 10.0
     test: float = 20.0
@@ -53,6 +66,7 @@ class StudyOptions:
     group_column: str = "group"
     id_column: str = "id"
     near_duplicates: bool = True
+    ready_splits: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,7 +76,7 @@ class StudyOptions:
                 f"classes are {', '.join(map(repr, names))}; needed are 2 or more different names, background first, "
                 "none of them 'mean'"
             )
-        if self.labels is not None and len(self.labels) < 2:
+        if self.labels is not None and self.labels != "binary" and len(self.labels) < 2:
             raise ConfigError(f"labels {dict(self.labels)!r} name {len(self.labels)} class; needed are 2 or more")
         if self.groups is not None and self.group_regex is not None:
             raise ConfigError("--groups and --group-regex exclude each other; give one of them")
@@ -82,6 +96,7 @@ class Study:
         drawn: the lists.
         notes: what was found and assumed, for people.
         warnings: what they should look into.
+        volumes: how they are to be trained on; None of pictures.
     """
 
     options: StudyOptions
@@ -93,6 +108,7 @@ class Study:
     drawn: Drawn
     notes: list[str]
     warnings: list[str]
+    volumes: VolumePlan | None = None
 
 
 def read_study(options: StudyOptions, progress: Callable[[int, int], None] | None = None) -> Study:
@@ -104,38 +120,81 @@ def read_study(options: StudyOptions, progress: Callable[[int, int], None] | Non
     Raises:
         NotFoundError, DataError, ConfigError: what keeps the folder from being used.
     """
+    volumes = holds_volumes(options.images)
     layout = find_layout(
-        options.images, options.masks, image_suffix=options.image_suffix, mask_suffix=options.mask_suffix
+        options.images,
+        options.masks,
+        scan=volumes_below if volumes else pictures_below,
+        unlabelled=options.unlabelled,
+        image_suffix=options.image_suffix,
+        mask_suffix=options.mask_suffix,
     )
-    intensity, why = (options.intensity, "") if options.intensity else suggest_intensity(_all_files(layout))
-    found = survey(layout, intensity=intensity, progress=progress)
+    if layout.masks is None:
+        raise DataError(
+            f"there is no mask that can be used. In {layout.root} there are:\n{show_tree(layout.root)}",
+            hint=f"Training needs some; --masks says where. Understood are {WANTED}.",
+        )
+    _ask_about_several(layout, options)
+    intensity, why = options.intensity or "dtype", ""
+    if options.intensity is None and not volumes:
+        intensity, why = suggest_intensity(_all_files(layout))
+    merge = options.several_masks == "merge"
+    found = survey(layout, intensity=intensity, merge=merge, progress=progress)
     notes = [_layout_note(layout, found)]
     if why:
         notes.append(f"intensity {intensity}, for ALL images, those of 8 bits too: {why}")
-    classes = understand_masks(found, options.classes, options.labels)
+    plan = plan_volumes(found.cases) if volumes else None
+    notes += plan.notes if plan is not None else []
+    stored = _stored_warnings(found)
+    names = options.classes
+    if names is None and options.labels is None and volumes and (names := named_classes(layout.root)) is not None:
+        notes.append(f"classes are named by {DESCRIPTION}")
+    try:
+        classes = understand_masks(found, names, options.labels, options.ignore)
+    except DataError as error:
+        raise DataError("\n".join([str(error), *stored]), hint=error.hint) from error
     notes.append(classes.reason)
     found.cases, strange = without_strange_masks(found.cases, classes.table)
     found.faults += strange
+    if merge and (several := sum(len(case.masks) > 1 for case in found.cases)):
+        notes.append(f"several masks of {several} images are merged into one each")
     looks = {case.id: case.look for case in found.cases}
     groups = _groups(options, looks)
     units, same, near = tie_units(looks, groups, near=options.near_duplicates)
-    drawn = draw(
-        units,
-        [case.id for case in found.cases if case.values is not None],
-        val=options.val,
-        test=options.test,
-        labelled=DEFAULT_LABELLED if options.labelled is None else options.labelled,
-        seed=options.seed,
-        skip_impossible=options.labelled is None,  # nobody asked for the usual ones
-    )
+    masked = [case.id for case in found.cases if case.values is not None]
+    if len(masked) < 2:
+        raise DataError(
+            f"{len(masked)} of {len(found.cases)} images have a mask that can be used; needed are 2: one to learn from "
+            "and one to validate on (and a third to test on, without --test 0)",
+            hint="Have more images labelled.",
+        )
+    amounts = DEFAULT_LABELLED if options.labelled is None else options.labelled
+    skip = options.labelled is None  # nobody asked for the usual ones
+    if layout.split_of and options.ready_splits:
+        drawn, kept = keep_splits(
+            {i: layout.split(i) for i in looks}, units, same, near, masked, groups,
+            val=options.val, test=options.test, labelled=amounts, seed=options.seed, skip_impossible=skip,
+        )  # fmt: skip
+        notes.append(kept)
+    else:
+        drawn = draw(
+            units,
+            masked,
+            val=options.val,
+            test=options.test,
+            labelled=amounts,
+            seed=options.seed,
+            skip_impossible=skip,
+        )
     notes += _duplicate_notes(same, near)
     warnings = [
         *drawn.warnings,
-        *_survey_warnings(layout, found, drawn),
-        *_group_warnings(groups, units, len(found.cases)),
+        *stored,
+        *_survey_warnings(options.images, layout, found, drawn),
+        *_group_warnings(groups, units, len(found.cases), volumes=volumes),
         *_list_warnings(found, drawn, classes),
     ]
-    return Study(options, layout, intensity, found, classes, groups, drawn, notes, warnings)
+    return Study(options, layout, intensity, found, classes, groups, drawn, notes, warnings, plan)
 
 
 def _all_files(layout: Layout) -> Iterable[Path]:
@@ -144,13 +203,54 @@ def _all_files(layout: Layout) -> Iterable[Path]:
 
 def _layout_note(layout: Layout, found: Survey) -> str:
     masked = sum(case.values is not None for case in found.cases)
-    note = f"{len(found.cases)} images that can be used in {layout.images}"
+    noun = "volumes" if any(case.volume for case in found.cases) else "images"
+    note = f"{len(found.cases)} {noun} that can be used in {_shown(layout.root, layout.images)}"
     if layout.image_suffix:
         note += f", called <case>{layout.image_suffix}"
     if layout.masks is None:
         return note + "; no masks were found"
-    note += f"; {masked} have a mask in {layout.masks}"
+    note += f"; {masked} have a mask in {_shown(layout.root, layout.masks)}"
+    if layout.mask_suffix == ANY_NAME:
+        return note + ", called anything: all of one folder belong to the image of its folder"
     return note + (f", called <case>{layout.mask_suffix}" if layout.mask_suffix else "")
+
+
+def _shown(root: Path, folders: Folders) -> str:
+    if isinstance(folders, str):
+        return str(root / folders)
+    shown = list(folders.values())
+    return f"{root} ({', '.join(shown[:6])}{', ...' if len(shown) > 6 else ''})"
+
+
+def _ask_about_several(layout: Layout, options: StudyOptions) -> None:
+    """Refuse numbered masks until it is known what they are."""
+    masks, further = layout.mask_files(), layout.further_masks()
+    several = {i: masks.get(i, []) + files for i, files in further.items() if len(masks.get(i, []) + files) > 1}
+    if not several or options.several_masks is not None:
+        return
+    shown = "; ".join(f"{i}: {', '.join(path.name for path in files)}" for i, files in list(several.items())[:3])
+    raise DataError(
+        f"{len(several)} images have several masks each ({shown}{'; ...' if len(several) > 3 else ''}): are they parts "
+        "of one?",
+        hint="--several-masks merge makes one of them; --several-masks leave uses these images without mask. If they "
+        f"are of several readers, choose one by --mask-suffix, such as --mask-suffix {layout.mask_suffix}_1.",
+    )
+
+
+def _stored_warnings(found: Survey) -> list[str]:
+    """How files are stored, where that is not how viewers show them.
+
+    Raises:
+        DataError: palettes that contradict each other.
+    """
+    images = {case.id: case.traits for case in found.cases}
+    masks = {case.id: case.mask_traits for case in found.cases if case.masks}
+    used = {c.id: [v for v in c.values or () if isinstance(v, int)] for c in found.cases}
+    palettes = palette_note(masks, used)
+    if palettes is not None and palettes.ambiguous:
+        raise DataError(palettes.text, hint="Save all masks with one palette, or as plain numbers or colours.")
+    said = [orientation_note(images, masks), palettes.text if palettes is not None else None]
+    return [text for text in said if text is not None]
 
 
 def _groups(options: StudyOptions, ids: Iterable[str]) -> dict[str, str] | None:
@@ -188,10 +288,18 @@ def _duplicate_notes(same: list[list[str]], near: list[tuple[str, str, float]]) 
     return notes
 
 
-def _survey_warnings(layout: Layout, found: Survey, drawn: Drawn) -> list[str]:
+def _survey_warnings(top: Path, layout: Layout, found: Survey, drawn: Drawn) -> list[str]:
     """Files that play no part."""
     warnings = [fault.kind + ": " + fault.text for fault in found.faults]
-    if others := layout.other_files():
+    if idle := _idle_pictures(top, layout):
+        folders = Counter(path.parent.relative_to(top.absolute()).as_posix() for path in idle)
+        some = ", ".join(f"{n} in {folder}" for folder, n in folders.most_common(5))
+        noun = "pictures" if layout.scan is pictures_below else "volumes"
+        warnings.append(f"{len(idle)} {noun} below {top} play no part: {some}{', ...' if len(folders) > 5 else ''}")
+    if strays := layout.masks_among_images():
+        some = ", ".join(path.name for path in strays[:3]) + (", ..." if len(strays) > 3 else "")
+        warnings.append(f"{len(strays)} files among the images are called like masks and are passed over: {some}")
+    if layout.scan is pictures_below and (others := layout.other_files()):
         kinds = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5))
         warnings.append(f"files of other kinds are passed over: {kinds}; read are {', '.join(EXTENSIONS)}")
     if found.orphans:
@@ -204,7 +312,17 @@ def _survey_warnings(layout: Layout, found: Survey, drawn: Drawn) -> list[str]:
     return warnings
 
 
-def _group_warnings(groups: dict[str, str] | None, units: Sequence[Sequence[str]], cases: int) -> list[str]:
+def _idle_pictures(top: Path, layout: Layout) -> list[Path]:
+    """Pictures below the folder that was named which are neither images nor masks."""
+    used = {p for files in (*layout.image_files().values(), *layout.mask_files().values()) for p in files}
+    used |= {path for files in layout.further_masks().values() for path in files}
+    there = [path for files in layout.scan(top.absolute()).values() for path in files]
+    return [path for path in there if path not in used]
+
+
+def _group_warnings(
+    groups: dict[str, str] | None, units: Sequence[Sequence[str]], cases: int, *, volumes: bool
+) -> list[str]:
     """What was kept together without need, or may have been taken apart."""
     warnings = []
     largest = max(units, key=len)
@@ -213,7 +331,12 @@ def _group_warnings(groups: dict[str, str] | None, units: Sequence[Sequence[str]
             f"near duplicates tie {len(largest)} of {cases} images together; if they are no copies, "
             "--no-near-duplicates unties them"
         )
-    if groups is None:
+    if groups is None and volumes:
+        warnings.append(
+            "patients are unknown: each volume is taken for a patient of its own. If a patient has several, give "
+            "--group-regex or --groups"
+        )
+    elif groups is None:
         warnings.append(
             "patients are unknown: images of one patient may be in train and in test. "
             "If names or a table tell them, give --group-regex or --groups"

@@ -266,3 +266,138 @@ def test_the_commands_of_the_document_work(tmp_path, monkeypatch):
     assert (tmp_path / "data_splits" / "my_study" / "labelled_3groups_draw4.txt").exists()
     assert (tmp_path / "data_splits" / "my_folds" / "fold4" / "test.txt").exists()
     assert (tmp_path / "preview.png").exists() and (tmp_path / "data_splits" / "my_study" / "groups.csv").exists()
+
+
+def test_a_tree_of_classes_beside_unlabelled_images_trains(tmp_path, capsys):
+    for kind in ("benign", "malignant"):
+        make(tmp_path / "data" / kind, blobs([255], 12))
+    (tmp_path / "data" / "unlabelled").mkdir()
+    for n in range(6):  # called like labelled ones
+        image = render(np.random.default_rng(100 + n), 32, 2)[0]
+        Image.fromarray(image).save(tmp_path / "data" / "unlabelled" / f"{n:02d}.png")
+    assert init(tmp_path, "--images", tmp_path / "data", "--no-near-duplicates") == 0
+    experiment = tmp_path / "experiments" / "study.yaml"
+    source = load_config(experiment).data.source
+    assert source["image_dir"] == {".": "*/images", "unlabelled": "unlabelled"} and source["mask_dir"] == "*/masks"
+    train = (tmp_path / "data_splits" / "study" / "train.txt").read_text().split()
+    assert {f"unlabelled/{n:02d}" for n in range(6)} <= set(train) and "play no part" not in capsys.readouterr().err
+    assert run_command("train", [str(experiment), *TINY, f"run={tmp_path / 'run'}"]) == 0
+
+
+def test_several_masks_are_asked_about_and_merged(tmp_path, capsys):
+    data = make(tmp_path / "data", blobs([255], 20))
+    for n in range(20):
+        (data / "masks" / f"{n:02d}.png").rename(data / "masks" / f"{n:02d}_mask.png")
+    extra = np.zeros((32, 32), np.uint8)
+    extra[20:30, 20:30] = 255
+    Image.fromarray(extra).save(data / "masks" / "07_mask_1.png")
+    assert init(tmp_path, "--images", data) == 65
+    told = capsys.readouterr().err
+    assert "1 images have several masks each (07: 07_mask.png, 07_mask_1.png): are they parts of one?" in told
+    assert "--several-masks merge" in told and not (tmp_path / "experiments").exists()
+    assert init(tmp_path, "--images", data, "--several-masks", "merge") == 0
+    experiment = tmp_path / "experiments" / "study.yaml"
+    assert load_config(experiment).data.source["merge_masks"] is True
+    assert run_command("check", [str(experiment), "data.labelled=labelled_max"]) == 0
+    assert init(tmp_path, "--images", data, "--several-masks", "leave", "--force") == 0
+    assert "merge_masks" not in load_config(experiment).data.source
+    assert "07" not in (tmp_path / "data_splits" / "study" / "labelled_max.txt").read_text().split()
+    assert run_command("check", [str(experiment), "data.labelled=labelled_max"]) == 0
+
+
+def test_what_training_would_refuse_is_refused_here(tmp_path, capsys):
+    data = make(tmp_path / "data", blobs([255], 20))
+    assert init(tmp_path, "--images", data, "--val", 0) == 65
+    assert "no validation case" in capsys.readouterr().err
+    for n in range(1, 20):
+        (data / "masks" / f"{n:02d}.png").unlink()
+    for words in ([], ["--test", 0], ["--test", 0, "--val", 0]):
+        assert init(tmp_path, "--images", data, *words) == 65
+        told = capsys.readouterr().err
+        assert "1 of 20 images have a mask" in told and "one to learn from and one to validate on" in told
+    assert not (tmp_path / "experiments").exists() and not (tmp_path / "data_splits").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "base", "says"),
+    [
+        ("auto", False, "small.yaml", "no GPU"),
+        ("auto", True, "published.yaml", "has a GPU (Made Up 1)"),
+        ("full", False, "published.yaml", "as --recipe says"),
+        ("small", True, "small.yaml", "as --recipe says"),
+    ],
+)
+def test_recipes(tmp_path, capsys, monkeypatch, asked, gpu, base, says):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Made Up 1")
+    make(tmp_path / "data", blobs([255]))
+    assert init(tmp_path, "--images", tmp_path / "data", "--recipe", asked) == 0
+    told = capsys.readouterr().out
+    assert says in told and ("weights fetch vit_b" in told) == (base == "published.yaml")
+    experiment = tmp_path / "experiments" / "study.yaml"
+    assert Path(yaml.safe_load(experiment.read_text())["inherits"]).name == base
+    config = load_config(experiment)
+    assert (config.data.image_size, config.train.max_steps) == (
+        (256, 50000) if base == "published.yaml" else (128, 400)
+    )
+
+
+def test_instances_as_one_class_by_choice(tmp_path):
+    make(tmp_path / "data", blobs([1, 2, 3, 4, 5]))
+    assert init(tmp_path, "--images", tmp_path / "data", "--labels", "binary", "--classes", "background,nucleus") == 0
+    config = load_config(tmp_path / "experiments" / "study.yaml")
+    assert config.data.label_threshold == 0 and config.data.classes == ["background", "nucleus"]
+    assert run_command("check", [str(tmp_path / "experiments" / "study.yaml")]) == 0
+
+
+def test_palettes_that_disagree_are_refused(tmp_path, capsys):
+    data = make(tmp_path / "data", blobs([1]))
+    for n, path in enumerate(sorted((data / "masks").iterdir())):
+        mask = Image.open(path)
+        mask.putpalette([0, 0, 0, 255, 255, 255] if n % 2 else [255, 255, 255, 0, 0, 0])
+        mask.save(path)
+    assert init(tmp_path, "--images", data) == 65
+    assert "index 0 is white in 10 (00, 02, 04, ...); black in 10 (01" in capsys.readouterr().err
+
+
+def test_orientation_tags_are_told_with_the_rule(tmp_path, capsys):
+    data = make(tmp_path / "data", blobs([255]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in (data / "images").iterdir():
+        Image.open(path).save(path, exif=exif)
+    assert init(tmp_path, "--images", data) == 0
+    told = capsys.readouterr().err
+    assert "20 of 20 images have an EXIF orientation" in told and "Neither image nor mask is turned" in told
+    for path in (data / "masks").iterdir():
+        Image.open(path).crop((0, 0, 32, 30)).transpose(Image.Transpose.TRANSPOSE).save(path)
+    for path in (data / "images").iterdir():
+        Image.open(path).crop((0, 0, 32, 30)).save(path, exif=exif)
+    assert init(tmp_path, "--images", data, "--force") == 65
+    assert "it would fit the image turned by 90 degrees as its EXIF orientation 6 says" in capsys.readouterr().err
+
+
+def test_a_folder_of_each_case_with_a_mask_of_each_object(tmp_path):
+    rng = np.random.default_rng(0)
+    for n in range(16):
+        folder = tmp_path / "data" / f"case{n:02d}"
+        for kind in ("images", "masks"):
+            (folder / kind).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "images" / f"case{n:02d}.png")
+        for k in range(1 + n % 3):
+            mask = np.zeros((32, 32), np.uint8)
+            mask[10 * k : 10 * k + 6, 4:20] = 255
+            Image.fromarray(mask).save(folder / "masks" / f"{rng.integers(10**9):x}.png")
+    assert init(tmp_path, "--images", tmp_path / "data") == 65  # asked
+    assert init(tmp_path, "--images", tmp_path / "data", "--several-masks", "merge") == 0
+    experiment = tmp_path / "experiments" / "study.yaml"
+    source = load_config(experiment).data.source
+    assert (source["image_dir"], source["mask_dir"], source["mask_suffix"]) == ("*/images", "*/masks", "/*")
+    report = tmp_path / "check.json"
+    assert run_command("check", [str(experiment), "data.labelled=labelled_max", "--json", str(report)]) == 0
+    counts = json.loads(report.read_text())["classes"]
+    listed = {n: [*map(int, re.findall(r"case(\d+)/", (tmp_path / "data_splits/study" / f"{n}.txt").read_text()))]
+              for n in ("val", "test")}  # fmt: skip
+    for name, numbers in listed.items():
+        share = sum((1 + n % 3) * 6 * 16 for n in numbers) / (len(numbers) * 32 * 32)
+        assert counts[name]["pixel_share"]["foreground"] == pytest.approx(share)

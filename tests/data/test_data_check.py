@@ -265,7 +265,8 @@ def test_lists_that_are_missing(study):
     (study.lists / "test.txt").unlink()
     found = study.check()
     assert kinds(found.errors) == [("empty list",)] and "validation" in found.errors[0].text
-    assert kinds(found.warnings) == [("empty list",)]
+    assert kinds(found.warnings) == [("empty list",), ("files passed over",)]
+    assert "4 images are in no list: p6_v" in found.warnings[0].text
 
 
 def test_groups_of_a_table(study):
@@ -314,3 +315,78 @@ def test_faults_survive_json(study):
         "text": fault.text,
         "cases": ["p0_t"],
     }
+
+
+def test_ignored_pixels_are_no_class(study, monkeypatch):
+    whole = ImageFolder.mask
+
+    def partly(source, case_id):
+        mask = whole(source, case_id)
+        mask[: mask.shape[0] // 2] = 255
+        if case_id == "p0_t":
+            mask[:] = 255
+        return mask
+
+    monkeypatch.setattr(ImageFolder, "mask", partly)
+    found = study.check()
+    labelled, test = found.classes["labelled"], found.classes["test"]
+    assert test.ignored == test.pixels.sum() > 0 and test.ignored_share == 0.5  # the heights are even
+    assert sum(labelled.shares) == pytest.approx(1) and labelled.ignored_share > 0.5 and labelled.silent == ["p0_t"]
+    assert ("masks that say nothing", "p0_t") in kinds(found.warnings) and labelled.empty == []
+    assert found.to_dict(["background", "lesion"])["classes"]["test"]["ignored_share"] == 0.5
+
+
+def test_what_plays_no_part_is_named(study):
+    for name in ("x.webp", "y.webp", "z.gif"):
+        (study.images / name).write_bytes(b"x")
+    for name in ("p0_t_mask.png", "nobody.png", "nobody_too.png"):
+        shutil.copy(study.images / "p0_t.png", study.images / name)
+    shutil.copy(study.masks / "p0_t.png", study.masks / "orphan.png")
+    (study.lists / "left_out.txt").write_text("# why\nnobody_too\n")
+    found = study.check()
+    assert found.errors == []
+    told = [fault.text for fault in found.warnings if fault.kind == "files passed over"]
+    assert [text.partition(" in ")[0] for text in told[:2]] == ["2 .webp", "1 .gif"]
+    assert told[2:] == [
+        "1 files among the images are called like masks: p0_t_mask.png",
+        "1 images are in no list: nobody",
+        "1 masks have no image: orphan",
+    ]
+
+
+def test_how_files_are_stored_is_told(study):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    image = Image.open(study.images / "p0_t.png")
+    image.save(study.images / "p0_t.png", exif=exif)
+    for case_id in ("p5_t", "p6_v"):  # 12 bits in 16
+        grey = np.array(Image.open(study.images / f"{case_id}.png").convert("L")).astype(np.uint16) * 16
+        Image.fromarray(grey).save(study.images / f"{case_id}.png")
+    for case_id, colours in (("p0_t", [0] * 3 + [255] * 3), ("p8_e", [0] * 3 + [255] * 3)):
+        mask = Image.fromarray(np.array(Image.open(study.masks / f"{case_id}.png")) // 255)
+        mask.putpalette(colours)
+        mask.save(study.masks / f"{case_id}.png")
+
+    def check():
+        lists = inspect_splits(study.lists, "labelled_half")
+        table = LabelTable({0: 0, 1: [1, 255]}, 2)
+        return check_all(
+            lambda splits: ImageFolder(root=study.path, splits=splits, num_classes=2, label_table=table),
+            lists,
+            num_classes=2,
+            class_names=["background", "lesion"],
+            cache_folder=study.path / "cache",
+        )[0]
+
+    found = check()
+    assert found.errors == []
+    told = {fault.kind: fault.text for fault in found.warnings}
+    assert "1 of 10 images have an EXIF orientation" in told["orientation tags"]
+    assert "2 of 10 images hold more than 8 bits" in told["nearly black images"]
+    assert "p5_t, p6_v" in told["nearly black images"] and "percentile" in told["nearly black images"]
+    assert "palettes of masks" not in told
+    mask = Image.open(study.masks / "p8_e.png")
+    mask.putpalette([255] * 3 + [0] * 3)
+    mask.save(study.masks / "p8_e.png")
+    (error,) = check().errors
+    assert error.kind == "palettes of masks" and "index 0 is black in 1 (p0_t); white in 1 (p8_e)" in error.text

@@ -199,3 +199,60 @@ def test_a_vanished_file_is_named(root):
     for ask in (source.image, source.fingerprint):
         with pytest.raises(NotFoundError, match=r"a\.png"):
             ask("a")
+
+
+def two_parts(root):
+    """a has two masks, one of which is a's first rows."""
+    whole = np.array(Image.open(root / "masks" / "a.png"))
+    for name, rows in (("a.png", slice(0, 6)), ("a_1.png", slice(4, 10))):
+        part = np.zeros_like(whole)
+        part[rows] = whole[rows]
+        Image.fromarray(part).save(root / "masks" / name)
+    return whole > 0
+
+
+def test_several_masks_are_refused_until_they_are_merged(root):
+    whole = two_parts(root)
+    with pytest.raises(DataError, match="1 of 3 masks are several files") as caught:
+        folder(root)
+    assert [(fault.kind, fault.cases) for fault in caught.value.faults] == [("several masks", ("a",))]
+    assert "merge_masks=true" in caught.value.hint
+    source = folder(root, merge_masks=True)
+    assert [path.name for path in source.mask_paths("a")] == ["a.png", "a_1.png"]
+    np.testing.assert_array_equal(source.mask("a"), whole)
+    before = source.mask_fingerprint("a")
+    Image.new("L", (12, 10)).save(root / "masks" / "a_1.png")
+    assert folder(root, merge_masks=True).mask_fingerprint("a") != before
+
+
+def test_merged_masks_stay_behind_the_firewall(root):
+    Image.new("L", (12, 10)).save(root / "masks" / "b_1.png")
+    source = folder(root)  # nobody may read the masks of b, however many there are
+    with pytest.raises(DataError, match="unlabelled training case"):
+        source.mask_paths("b")
+
+
+def test_masks_with_two_classes_at_one_pixel_cannot_be_merged(root):
+    two_parts(root)
+    Image.fromarray(np.full((10, 12), 128, np.uint8)).save(root / "masks" / "a_1.png")
+    table = LabelTable({0: 0, 1: 255, 2: 128}, 3)
+    with pytest.raises(DataError, match=r"a: \d+ pixels have several classes \(1, 2\)"):
+        folder(root, merge_masks=True, label_table=table, num_classes=3).mask("a")
+
+
+def test_folders_of_folders(root):
+    for case_id in ("a", "v", "t"):
+        for kind in ("images", "masks"):
+            (root / "site" / case_id / kind).mkdir(parents=True)
+            for path in (root / kind).glob(f"{case_id}.*"):
+                shutil.move(path, root / "site" / case_id / kind / f"1{path.suffix}")
+    splits = Splits(train=("a/1", "more/b", "more/sub/c"), labelled=("a/1",), val=("v/1",), test=("t/1",))
+    images = {".": "site/*/images", "more": "images"}
+    source = folder(root, splits, image_dir=images, mask_dir="site/*/masks")
+    np.testing.assert_array_equal(source.mask("v/1"), source.image("v/1")[..., 0] > 99)
+    assert source.image_path("more/sub/c") == root / "images" / "sub" / "c.png"
+    splits = Splits(train=("gone/1",), labelled=("gone/1",))
+    with pytest.raises(DataError, match="gone/1"):
+        folder(root, splits, image_dir=images, mask_dir="site/*/masks")
+    with pytest.raises(ConfigError, match="mask_suffix must tell masks apart"):
+        folder(root, image_dir=images, mask_dir={"more": "images"})

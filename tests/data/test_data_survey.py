@@ -64,7 +64,7 @@ def test_numbered_masks_are_not_half_used(folder):
     Image.new("L", (24, 20)).save(folder / "masks" / "b_mask_1.png")
     found = survey(find_layout(folder))
     (fault,) = found.faults
-    assert fault.cases == ("b",) and "merge them into one" in fault.text
+    assert fault.cases == ("b",) and "--several-masks merge" in fault.text
     assert [case.id for case in found.cases if case.values is not None] == list("acdef")
 
 
@@ -166,6 +166,51 @@ def test_what_has_no_obvious_meaning_is_asked_for(found, says):
     with pytest.raises(DataError, match=says) as caught:
         guess_labels(found)
     assert "--" in caught.value.hint
+
+
+def parts(folder):
+    """b has two masks, the upper and the lower half of its object."""
+    for name in "abcdef":
+        (folder / "masks" / f"{name}.png").rename(folder / "masks" / f"{name}_mask.png")
+    upper, lower = np.zeros((2, 20, 24), np.uint8)
+    upper[2:10, 4:20], lower[8:18, 4:20] = 255, 255
+    Image.fromarray(upper).save(folder / "masks" / "b_mask.png")
+    Image.fromarray(lower).save(folder / "masks" / "b_mask_1.png")
+    return find_layout(folder)
+
+
+def test_several_masks_are_counted_as_one(folder):
+    found = survey(parts(folder), merge=True)
+    assert found.faults == []
+    case = found.cases[1]
+    assert len(case.masks) == 2 and case.together == {(0, 0): 224, (0, 255): 128, (255, 0): 96, (255, 255): 32}
+    cases, faults = without_strange_masks(found.cases, LabelTable({0: 0, 1: 255}, 2))
+    assert faults == [] and cases[1].values == {0: 224, 255: 256}
+
+
+def test_masks_of_several_classes_at_one_pixel_are_not_used(folder):
+    layout = parts(folder)
+    lower = np.array(Image.open(folder / "masks" / "b_mask_1.png")) // 255 * 128
+    Image.fromarray(lower).save(folder / "masks" / "b_mask_1.png")
+    found = survey(layout, merge=True)
+    cases, faults = without_strange_masks(found.cases, LabelTable({0: 0, 1: 128, 2: 255}, 3))
+    assert [fault.cases for fault in faults] == [("b",)] and "32 pixels have several classes (1, 2)" in faults[0].text
+    assert cases[1].values is None and cases[1].masks == ()
+    coloured = np.repeat(lower[..., None], 3, axis=2)
+    coloured[..., 1] = 0
+    Image.fromarray(coloured).save(folder / "masks" / "b_mask_1.png")
+    (case,) = [c for c in survey(layout, merge=True).cases if c.id == "b"]
+    assert case.together[255, (128, 0, 128)] == 32  # colours stay colours
+
+
+def test_a_mask_that_fits_the_turned_image_is_told_so(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.open(folder / "images" / "a.png")
+    image.save(folder / "images" / "a.png", exif=exif)
+    Image.new("L", (20, 24)).save(folder / "masks" / "a.png")
+    (fault,) = survey(find_layout(folder)).faults
+    assert "24 x 20, the image 20 x 24" in fault.text and "EXIF orientation 6" in fault.text
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from knowsam.data.builtin import render
 from knowsam.data.make_splits import Amount
 from knowsam.data.splits import load_splits
 from knowsam.errors import ConfigError, DataError, ExistsError
-from knowsam.study.experiment import experiment_places, write_experiment
+from knowsam.study.experiment import experiment_places, experiment_text, write_experiment
 from knowsam.study.lists import list_table, study_files, write_study_lists
 from knowsam.study.read import StudyOptions, read_study
 
@@ -98,3 +98,19 @@ def test_options_that_cannot_be_meant_are_refused_before_anything_is_read(option
 def test_a_folder_that_does_not_fit_the_options_is_refused(options, change, error, says):
     with pytest.raises(error, match=says):
         read_study(dataclasses.replace(options, **change))
+
+
+def test_ignored_pixels_are_in_the_experiment_and_in_no_class(options, tmp_path):
+    for path in sorted((tmp_path / "data" / "masks").iterdir()):
+        mask = np.array(Image.open(path)) // 255
+        mask[16:] = 255
+        Image.fromarray(mask).save(path)
+    for given in (dataclasses.replace(options, ignore=255), dataclasses.replace(options, classes=["nothing", "blob"])):
+        study = read_study(given)
+        assert (study.classes.ignore, study.classes.labels, study.classes.table.num_classes) == (255, None, 2)
+        text = experiment_text(study, tmp_path / "x.yaml", tmp_path / "lists")
+        assert "  ignore: 255   # " in text
+        test = {row[0]: row[1:] for row in list_table(study)[1]}["test"]
+        assert float(test[2]) + float(test[3]) == pytest.approx(100, abs=0.02)
+    third = read_study(dataclasses.replace(options, classes=["nothing", "blob", "void"]))
+    assert third.classes.ignore is None and third.classes.table.num_classes == 3
