@@ -1,8 +1,8 @@
 """Draw the lists of this folder again: ``python data_splits/draw.py DATA [DESTINATION]`` (README.md gives the rules).
 
-DATA holds the folders kvasir_seg, dsb2018, polyp_external (``index.csv`` each) and acdc (the SSL4MIS lists). Data sets
-that are not there are passed over. Only the standard library is used, and the order comes from a hash rather than a
-random generator, so that every version of Python draws the same lists.
+DATA holds the folders kvasir_seg, dsb2018, polyp_external, hippocampus (``index.csv`` each), acdc (the SSL4MIS lists)
+and la (the UA-MT lists). Data sets that are not there are passed over. Only the standard library is used, and the order
+comes from a hash rather than a random generator, so that every version of Python draws the same lists.
 """
 
 import csv
@@ -79,13 +79,35 @@ def acdc(folder: Path) -> dict[str, list[str]]:
     return {"train": train, **lists}
 
 
+def hippocampus(folder: Path) -> dict[str, list[str]]:
+    """40 volumes to test on, 20 to validate, 200 to train; one volume a patient."""
+    order = shuffled([row["name"] for row in rows(folder)])
+    lists = {"test": order[:40], "val": order[40:60], "train": order[60:]}
+    return {**lists, **{f"labelled_{n}cases": lists["train"][:n] for n in (5, 10, 20, 50)}}
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
     """The lines of ``index.csv``."""
     with open(folder / "index.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-DATASETS = {"kvasir_seg": kvasir_seg, "dsb2018": dsb2018, "polyp_external": polyp_external, "acdc": acdc}
+def la(folder: Path) -> dict[str, list[str]]:
+    """UA-MT's lists; val is drawn from the training scans that no label list names."""
+    train, test = ((folder / f"{name}.list").read_text(encoding="utf-8").split() for name in ("train", "test"))
+    val = shuffled(train[16:])[:8]
+    labelled = {f"labelled_{n}cases": train[:n] for n in (4, 8, 16)}
+    return {"train": [i for i in train if i not in val], "val": val, "test": test, **labelled}
+
+
+DATASETS = {
+    "kvasir_seg": kvasir_seg,
+    "dsb2018": dsb2018,
+    "polyp_external": polyp_external,
+    "acdc": acdc,
+    "hippocampus": hippocampus,
+    "la": la,
+}
 
 
 def main(data: Path, destination: Path) -> None:

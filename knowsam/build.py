@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,10 @@ from knowsam import components
 from knowsam.compat import published
 from knowsam.config import Config, beside, component, data_places
 from knowsam.data.cache import build_cache
-from knowsam.data.source import Source
-from knowsam.data.streams import TwoStreams, derive_seed
+from knowsam.data.intensity import Preparation, fit
+from knowsam.data.seeds import derive_seed
+from knowsam.data.source import CaseSource, Source
+from knowsam.data.streams import TwoStreams
 from knowsam.engine.optim import ScheduledOptimizer
 from knowsam.engine.options import TrainOptions
 from knowsam.errors import ConfigError, KnowsamError, NotFoundError
@@ -29,9 +31,12 @@ from knowsam.text import did_you_mean
 
 if TYPE_CHECKING:
     from knowsam.data.augment import Augmenter
+    from knowsam.data.labels import LabelTable
     from knowsam.data.splits import Splits
     from knowsam.engine.lineage import Ancestor
     from knowsam.errors import Fault
+    from knowsam.inference.inferers import Inferer
+    from knowsam.io import Reading
     from knowsam.models.sam import LoadReport
 
 
@@ -66,29 +71,139 @@ def build_source(config: Config, splits: "Splits | None" = None) -> Source:
         splits: use these instead of the lists that the configuration names.
     """
     data = config.data
+    if data.sources is not None:
+        return _several(config)
     target = component(components.SOURCES, data.source)
     accepted = components.signature(target)
     offered: dict[str, Any] = {"num_classes": config.num_classes, "labelled": config.lists[1]}
-    if "splits" in accepted:
-        from knowsam.data.splits import load_splits
-
-        offered["splits"] = splits or _read_splits(config, load_splits)
-    if "label_table" in accepted:
-        from knowsam.data.labels import LabelTable
-
-        offered["label_table"] = LabelTable(data.labels, config.num_classes, threshold=data.label_threshold)
     options = _options(data.source)
     if "root" in options:
         options["root"] = _data_root(options["root"], data.obtain)
+    if "splits" in accepted:
+        from knowsam.data.splits import load_splits
+
+        if "index" in accepted and splits is None and "root" in options:
+            offered["index"] = components.load(target).index_of(options["root"], options)
+        offered["splits"] = splits or _read_splits(config, partial(load_splits, index=offered.get("index")))
+    if "label_table" in accepted:
+        offered["label_table"] = label_table(config)
+    if "reading" in accepted:
+        offered["reading"] = reading(config)
+    elif data.reading:
+        raise ConfigError(f"data.reading is set, but source {data.source['name']!r} reads no files by it")
+    offered["spatial_dims"] = config.spatial_dims
     source: Source = _construct("data.source", target, offered, options)
+    own = build_preparation(config)
+    if isinstance(source, CaseSource):
+        source.preparation = own
+    elif own.state() != Preparation().state():
+        raise ConfigError(
+            f"data.intensity and data.channels are set, but source {data.source['name']!r} gives images that are "
+            "prepared already",
+            hint="Derive the source from knowsam.data.source.CaseSource, and give cases as they are stored.",
+        )
     return source
+
+
+def source_parts(config: Config) -> dict[str, Config]:
+    """The experiment as each of its data sets sees it, by name; empty where there is but one."""
+    parts = {}
+    for name, block in (config.data.sources or {}).items():
+        own = {key: value for key, value in block.items() if key not in ("weight", "valid_classes")}
+        parts[name] = replace(config, data=replace(config.data, sources=None, **own))
+    return parts
+
+
+def _several(config: Config) -> Source:
+    from knowsam.data.several import Several
+
+    blocks = config.data.sources or {}
+    made: dict[str, CaseSource] = {}
+    for name, part in source_parts(config).items():
+        source = build_source(part)
+        if not isinstance(source, CaseSource):
+            raise ConfigError(f"data.sources.{name}: source {part.data.source['name']!r} cannot be one of several")
+        made[name] = source
+    several = Several(
+        made,
+        {name: block["weight"] for name, block in blocks.items() if "weight" in block},
+        {name: block["valid_classes"] for name, block in blocks.items() if "valid_classes" in block},
+    )
+    several.preparation = build_preparation(config)
+    return several
+
+
+def build_preparation(config: Config, fitted: Mapping[str, Any] | None = None) -> Preparation:
+    """From stored values to what networks see.
+
+    Args:
+        config: the experiment.
+        fitted: ``Preparation.state()`` of the run; None: a rule of scope dataset is not fitted yet.
+    """
+    block = config.data.intensity
+    intensity = _construct("data.intensity", component(components.INTENSITIES, block), {}, _options(block))
+    preparation = Preparation(intensity, config.data.channels)
+    if fitted:
+        preparation.load_state(fitted)
+    return preparation
+
+
+def fit_preparation(source: Source) -> dict[str, Any]:
+    """Fit the intensity rule on the training images, labelled or not, where it is of scope dataset.
+
+    Returns:
+        The state that a run keeps with its weights; empty for a source that prepares its images itself.
+    """
+    if not isinstance(source, CaseSource):
+        return {}
+    fit(source.preparation, source.case, source.train_ids())
+    return source.preparation.state()
+
+
+def label_table(config: Config) -> "LabelTable":
+    """Raw mask values -> class ids."""
+    from knowsam.data.labels import LabelTable
+
+    data = config.data
+    return LabelTable(data.labels, config.num_classes, threshold=data.label_threshold, ignore=data.ignore)
+
+
+def reading(config: Config) -> "Reading":
+    """By which rules files are read."""
+    from knowsam.io import Reading
+
+    try:
+        return Reading(**config.data.reading)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"data.reading: {error}", hint="Keys: " + ", ".join(Reading.__dataclass_fields__)) from error
+
+
+def sight(config: Config, batch_size: int | None = None) -> dict[str, Any]:
+    """How networks see a case that is to be predicted: arguments of ``inference.predict.segment``.
+
+    Args:
+        config: the experiment.
+        batch_size: patches at a time; that of ``evaluate`` if None.
+    """
+    data = config.data
+    inferer: Inferer | None = None
+    if data.patch_size is not None:
+        from knowsam.inference.inferers import SliceBySlice, SlidingWindow
+
+        at_once = batch_size or config.evaluate.batch_size
+        inferer = SlidingWindow(tuple(data.patch_size), overlap=config.evaluate.overlap, batch_size=at_once)
+        if len(data.patch_size) == 2:
+            inferer = SliceBySlice(inferer)
+    return {"image_size": data.image_size, "fit": data.fit, "inferer": inferer}
 
 
 def inspect_splits(config: Config) -> "tuple[Splits, list[Fault]] | None":
     """The split lists as far as they can be used, and what is wrong with them; None for data without lists."""
     from knowsam.data.splits import inspect_splits as inspect
 
-    if "splits" not in components.signature(component(components.SOURCES, config.data.source)):
+    if config.data.sources is not None or "splits" not in components.signature(
+        component(components.SOURCES, config.data.source)
+    ):
         return None
     found: tuple[Splits, list[Fault]] = _read_splits(config, inspect)
     return found
@@ -130,7 +245,15 @@ def build_streams(
     labelled_ids = source.labelled_ids()
     known = set() if data.unlabelled_includes_labelled else set(labelled_ids)
     unlabelled_ids = [i for i in source.train_ids() if i not in known]
-    decode = partial(build_cache, source, image_size=data.image_size, folder=data.cache, progress=progress)
+    whole = data.patch_size is not None  # patches are cut out of images at their own size
+    decode = partial(
+        build_cache,
+        source,
+        image_size=None if whole else data.image_size,
+        fit=data.fit,
+        folder=data.cache,
+        progress=progress,
+    )
     labelled = decode(labelled_ids, masks=True)
     unlabelled = decode(unlabelled_ids, masks=False) if unlabelled_batch and unlabelled_ids else None
     return kind(
@@ -142,6 +265,10 @@ def build_streams(
         rank=rank,
         world_size=world_size,
         second_labelled=needs.second_labelled,
+        patch_size=None if data.patch_size is None else tuple(data.patch_size),
+        foreground=data.foreground,
+        weights=getattr(source, "weights", None),
+        valid_classes=getattr(source, "partial", None),
     )
 
 
@@ -170,9 +297,13 @@ def build_students(config: Config) -> Students:
         target, as_published = published.fusion_head(rows, component(components.FUSION_HEADS, config.fusion))
         fusion = _construct("fusion", target, facts, _options(config.fusion) | as_published)
     students = Students(networks, fusion, **published.students_arguments(rows))
-    if config.data.image_size % students.size_divisor:
+    key, sides = "image_size", [config.data.image_size]
+    if config.data.patch_size is not None:
+        key, sides = "patch_size", config.data.patch_size
+    if any(side % students.size_divisor for side in sides):
+        shown = sides if key == "patch_size" else sides[0]
         raise ConfigError(
-            f"students: data.image_size must be divisible by {students.size_divisor}, got {config.data.image_size}",
+            f"students: data.{key} must be divisible by {students.size_divisor}, got {shown}",
             hint="Choose another size, or fewer levels.",
         )
     wanted = [*(["encode", "decode"] if needs.features else []), *(["auxiliary"] if needs.auxiliary else [])]

@@ -39,6 +39,14 @@ SOURCES = {
     "builtin": "knowsam.data.builtin:BuiltIn",
     "image_folder": "knowsam.data.folder:ImageFolder",
     "h5_slices": "knowsam.data.h5:H5Slices",
+    "volumes": "knowsam.data.folder:ImageFolder",  # patch_size of three numbers makes the difference
+}
+INTENSITIES = {
+    "as_is": "knowsam.data.intensity:AsIs",
+    "window": "knowsam.data.intensity:Window",
+    "minmax": "knowsam.data.intensity:MinMax",
+    "percentile": "knowsam.data.intensity:Percentile",
+    "zscore": "knowsam.data.intensity:ZScore",
 }
 OPTIMIZERS = {
     "adam": "knowsam.engine.optim:adam",
@@ -85,9 +93,10 @@ OFFERED: dict[str, frozenset[str]] = {
     "students": frozenset({"num_classes", "out_channels", "in_channels", "spatial_dims", "image_size"}),
     "fusion": frozenset({"num_classes", "spatial_dims"}),
     "optim": frozenset({"parameters"}),
-    "source": frozenset({"splits", "num_classes", "labelled", "label_table"}),
+    "source": frozenset({"splits", "num_classes", "labelled", "label_table", "index", "reading", "spatial_dims"}),
+    "intensity": frozenset(),
     "augment": frozenset({"strong_views", "plain_labelled"}),
-    "sam": frozenset({"image_size", "num_classes", "in_channels", "omit", "freeze"}),
+    "sam": frozenset({"image_size", "num_classes", "in_channels", "spatial_dims", "omit", "freeze"}),
     "encoder": frozenset({"image_size", "in_channels", "encoder_type"}),
     "decoder": frozenset({"embed_dim", "image_size", "num_classes"}),
     "prompt": frozenset({"num_classes", "embed_dim"}),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from knowsam.build import BuiltMethod
+    from knowsam.data.intensity import Preparation
     from knowsam.inference.predict import Segmentation
     from knowsam.methods.base import SSLMethod
 
@@ -41,6 +42,7 @@ class LoadedRun:
         step: optimizer updates done; None when it was converted and nobody knows.
         best: what chose ``best.pt``; may be empty.
         method: with the checkpoint's weights, on the CPU.
+        preparation: from stored values to what the networks see, as in training.
         device: where :meth:`predict` computes.
     """
 
@@ -50,7 +52,11 @@ class LoadedRun:
     step: int | None
     best: dict[str, Any]
     method: "SSLMethod"
+    preparation: "Preparation"
     device: str = field(default="cpu")
+
+    def __repr__(self) -> str:
+        return f"LoadedRun({self.run}, {self.path.name} of step {self.step}, outputs {', '.join(self.outputs)})"
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -92,6 +98,18 @@ class LoadedRun:
             raise ConfigError(there, hint=hint if name in self.method.outputs() else "")
         return name, networks[name].eval()
 
+    def postprocess(self, output: str) -> Any:
+        """What is done to the label maps of an output after the network, as in ``evaluate``; None: nothing.
+
+        Raises:
+            ConfigError: ``evaluate.postprocess`` is auto, and nothing was chosen for these weights yet.
+        """
+        from knowsam.inference.postprocess import CHOICE_FILE, resolve
+
+        return resolve(
+            self.config.evaluate.postprocess, self.run.read_json(self.run.path / CHOICE_FILE), output, self.origin()
+        )
+
     def to(self, device: str) -> "LoadedRun":
         """Move the networks to a device such as ``cuda``; returns this run."""
         self.method.to(device)
@@ -106,7 +124,7 @@ class LoadedRun:
         Args:
             image: a file that ``knowsam predict`` reads (picture, DICOM, h5 or NIfTI), or an array: (H, W) grey or
                 (H, W, 3) colour, or a volume (D, H, W) or (D, H, W, 3), predicted slice by slice. Arrays of other types
-                than uint8 are scaled by the rule that the run's own data were (``data.source.intensity``).
+                than uint8 are scaled by the rule that the run's own data were (``data.intensity``).
             output: one of :attr:`outputs`; the deployed one if None.
             flips: average over the image and its three mirror images.
         Returns:
@@ -126,9 +144,13 @@ class LoadedRun:
         probabilities: bool = False,
         uncertainty: bool = False,
     ) -> "Segmentation":
-        """As :meth:`predict`, with probabilities (K, H, W) and an entropy map (H, W) where asked for."""
+        """As :meth:`predict`, with probabilities (K, H, W) and an entropy map (H, W) where asked for.
+
+        Post-processing of the run (``evaluate.postprocess``) is applied to the labels alone.
+        """
         import torch
 
+        from knowsam.build import sight
         from knowsam.engine.precision import autocast_dtype
         from knowsam.inference.predict import segment, with_flips
 
@@ -141,7 +163,7 @@ class LoadedRun:
         [(_, found)] = segment(
             with_flips(predict_fn) if flips else predict_fn,
             [("image", functools.partial(self._read, image))],
-            image_size=self.config.data.image_size,
+            **sight(self.config),
             batch_size=self.config.evaluate.batch_size,
             device=self.device,
             num_classes=self.config.num_classes,
@@ -152,27 +174,34 @@ class LoadedRun:
             read_ahead=0,
         )
         segmentation: Segmentation = found
+        if (spec := self.postprocess(name)) is not None:
+            from knowsam import io
+            from knowsam.build import reading
+            from knowsam.inference.postprocess import apply
+
+            known = None if isinstance(image, np.ndarray) else io.header(image, reading(self.config)).spacing
+            segmentation.labels = apply(segmentation.labels, spec, known)
         return segmentation
 
-    def _read(self, image: "npt.NDArray[Any] | str | Path") -> npt.NDArray[np.uint8]:
-        """uint8 (H, W, 3) or (D, H, W, 3)."""
-        from knowsam.data.readers import to_uint8
-        from knowsam.inference.files import Rules, find_inputs
+    def _read(self, image: "npt.NDArray[Any] | str | Path") -> "np.ndarray":
+        """Levels (H, W, C) or (D, H, W, C)."""
+        from knowsam.build import reading
+        from knowsam.data.case import Case
+        from knowsam.inference.files import find_inputs
 
-        intensity = str(self.config.data.source.get("intensity", "dtype"))
         if not isinstance(image, np.ndarray):
-            key = str(self.config.data.source.get("image_key", "image"))
-            files = find_inputs(image, Rules(intensity, key))
+            files = find_inputs(image, reading(self.config))
             if len(files) != 1:
                 raise DataError(f"{image} holds {len(files)} images; give one file", hint="Or use: knowsam predict")
-            return files[0].read()
-        coloured = image.ndim >= 3 and image.shape[-1] == 3
+            return self.preparation(files[0].read(), str(image))
+        channels = self.preparation.channels
+        coloured = image.ndim >= 3 and image.shape[-1] == channels and channels > 1
         if image.ndim - coloured not in (2, 3) or not image.size:
             raise DataError(
-                f"the image is an array {image.shape}; allowed are (H, W), (H, W, 3), (D, H, W) and (D, H, W, 3)"
+                f"the image is an array {image.shape}; allowed are (H, W), (H, W, {channels}), (D, H, W) and "
+                f"(D, H, W, {channels})"
             )
-        grey = image if image.dtype == np.uint8 else to_uint8(image, intensity)
-        return grey if coloured else np.repeat(grey[..., None], 3, axis=-1)
+        return self.preparation(Case(np.moveaxis(image, -1, 0) if coloured else image[None]), "the array")
 
 
 def load_run(
@@ -191,7 +220,7 @@ def load_run(
         CheckpointError: damaged, or of a version with other networks.
         ConfigError: a stored configuration that this version does not accept.
     """
-    from knowsam.build import build_method
+    from knowsam.build import build_method, build_preparation
     from knowsam.engine.checkpoint import load_checkpoint
     from knowsam.engine.log import say
     from knowsam.engine.memory import keep_freed_memory
@@ -218,7 +247,8 @@ def load_run(
         if state["step"] is not None:
             known = f"of step {state['step']}" + (", chosen on val" if path == run.best else "")
         say(f"{run}: checkpoint {path.name}{' ' if state['step'] is not None else ', '}{known}")
-    return LoadedRun(run, path, config, state["step"], state["best"], method).to(device)
+    preparation = build_preparation(config, state.get("preparation"))
+    return LoadedRun(run, path, config, state["step"], state["best"], method, preparation).to(device)
 
 
 def _make(build: "Callable[..., BuiltMethod]", *, sam: bool) -> "SSLMethod":

@@ -32,12 +32,12 @@ ALLOWED = {
     "metrics": (("errors",), ("numpy", "scipy", "monai", "torch")),
     "io": (("errors",), ("numpy", "PIL", "tifffile", "imagecodecs", "h5py", "nibabel", "pydicom")),
     "data": (
-        ("errors", "files", "palette"),
+        ("io", "errors", "files", "palette"),
         ("torch", "numpy", "scipy", "h5py", "skimage", "PIL", "kornia", "imageio", "tifffile"),
     ),
     "methods": (("losses", "models", "mixing", "schedules", "data.batch", "needs", "errors"), ("torch",)),
     "inference": (
-        ("data.source", "data.readers", "data.h5", "errors", "files", "losses.entropy", "palette", "text"),
+        ("data", "io", "errors", "files", "losses.entropy", "palette", "text"),
         ("torch", "numpy", "scipy", "monai", "PIL", "h5py", "nibabel", "pydicom", "onnx", "onnxruntime"),
     ),
     "engine": (
@@ -61,6 +61,9 @@ ALLOWED = {
     "report": (
         (
             "data.source",
+            "data.intensity",
+            "data.sizing",
+            "io",
             "engine",
             "errors",
             "files",
@@ -81,20 +84,23 @@ ALLOWED = {
         ("components", "compat.rows", "data.builtin", "digest", "errors", "inference.postprocess", "needs", "text"),
         ("omegaconf", "yaml"),
     ),
-    "study": (("config", "data", "errors", "files"), ("numpy", "yaml")),
+    "study": (("config", "data", "io", "errors", "files"), ("numpy", "yaml")),
     "doctor": (("config", "errors", "pretrained"), ()),
     "sweep": (
         ("components", "config", "errors", "files", "signals", "text"),
         ("optuna", "submitit", "ray"),
     ),
     "build": (
-        ("components", "config", "data", "engine", "errors", "methods", "models", "compat", "pretrained", "text"),
+        (
+            *("components", "config", "data", "io", "inference.inferers", "engine", "errors", "methods", "models"),
+            *("compat", "pretrained", "text"),
+        ),
         ("torch", "numpy"),
     ),
-    "runs": (("build", "config", "data", "engine", "errors", "inference", "methods"), ("torch", "numpy")),
+    "runs": (("build", "config", "data", "io", "engine", "errors", "inference", "methods"), ("torch", "numpy")),
     "api": (("cli", "config", "runs"), ()),
     "benchmark": (
-        ("data", "engine", "inference", "methods", "models"),
+        ("data", "io", "engine", "inference", "methods", "models"),
         ("torch", "numpy", "PIL"),
     ),
     "cli": (
@@ -110,6 +116,7 @@ ALLOWED = {
             "errors",
             "files",
             "inference",
+            "io",
             "losses",
             "methods",
             "metrics",
@@ -270,6 +277,10 @@ def test_the_test_sees_imports(tmp_path):
         ["report", "--help"],
         ["convert", "--help"],
         ["init", "--help"],
+        ["prepare", "--help"],
+        ["index", "--help"],
+        ["score", "--help"],
+        ["cache", "--help"],
         ["check", "--help"],
         ["splits", "--help"],
         ["weights", "--help"],

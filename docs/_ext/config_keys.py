@@ -43,6 +43,7 @@ def blocks() -> list[Block]:
     """Every block of an experiment, in the order of ``Config``."""
     named = {
         "data.source": (components.SOURCES, "source"),
+        "data.intensity": (components.INTENSITIES, "intensity"),
         "augment": (components.AUGMENTERS, "augment"),
         "students.<name>": (components.STUDENTS, "students"),
         "fusion": (components.FUSION_HEADS, "fusion"),

@@ -102,6 +102,7 @@ def build_plain(workload: Workload) -> tuple[SSLMethod, dict[str, ScheduledOptim
         blocks["encoder"] = {**encoder, "encoder_type": PlainEncoder}
         blocks["decoder"] = PlainDecoder
         guide, _ = build_sam_guide(image_size=workload.image_size, num_classes=workload.num_classes, **blocks)
+        assert isinstance(guide, SamGuide), "the plain step is one of pictures"
         guide.load_state_dict(method.sam_teacher.guide.state_dict())
         method.sam_teacher.guide = PlainGuide(
             guide.sam, guide.prompt_generator, guide.num_classes, mask_prompt=guide.mask_prompt

@@ -6,7 +6,7 @@ import time
 import torch
 
 from knowsam.benchmark.workload import Workload
-from knowsam.data.streams import derive_seed
+from knowsam.data.seeds import derive_seed
 from knowsam.engine import distributed
 from knowsam.engine.precision import autocast
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from knowsam.benchmark.measure import median, paired_ratio, spread, timed
 from knowsam.benchmark.workload import Workload
 from knowsam.data.builtin import BuiltIn
+from knowsam.data.case import Case
 
 
 def inference(
@@ -72,10 +73,12 @@ def prediction(
         For each ``name``, ``images_per_second`` (median), ``spread``, and but for the first ``of_network``: median,
         smallest and largest of its speed over the bare network's, turn by turn.
     """
+    from knowsam.data.intensity import Preparation
     from knowsam.engine.evaluate import evaluate
     from knowsam.engine.precision import autocast, autocast_dtype
-    from knowsam.inference.files import Rules, find_inputs
+    from knowsam.inference.files import find_inputs
     from knowsam.inference.folder import Wanted, predict_files
+    from knowsam.io import Reading
 
     side, num_classes, precision = workload.image_size, workload.num_classes, workload.options.precision
     network = workload.make_method(sam=False).inference_model().to(device).eval()
@@ -103,8 +106,10 @@ def prediction(
         def predict() -> None:
             classes = [f"class {k}" for k in range(num_classes)]
             with tempfile.TemporaryDirectory(dir=folder) as out:
-                found = find_inputs(files, Rules())
-                outcome = predict_files(discs, found, out, Wanted(classes), workers=workers, **settings)
+                found = find_inputs(files, Reading())
+                outcome = predict_files(
+                    discs, found, out, Wanted(classes), preparation=Preparation(), workers=workers, **settings
+                )
             assert outcome.done == images, outcome.failed[:1]
 
         subjects: dict[str, Callable[[], Any]] = {
@@ -139,8 +144,8 @@ class _FewPictures(BuiltIn):
         for case in self._four:  # drawn here, and from now on in memory
             self.image(case)
 
-    def image(self, case_id: str) -> NDArray[np.uint8]:
-        return super().image(self._one_of_four(case_id))
+    def case(self, case_id: str) -> Case:
+        return super().case(self._one_of_four(case_id))
 
     def mask(self, case_id: str) -> NDArray[np.uint8]:
         return super().mask(self._one_of_four(case_id))

@@ -94,6 +94,7 @@ def _preview(config: "Config", source: "Source", found: "Findings") -> bytes:
         found,
         build.build_augmenter(config),
         image_size=config.data.image_size,
+        fit=config.data.fit,
         class_names=config.data.classes,
         seed=config.train.seed,
     )

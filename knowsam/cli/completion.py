@@ -123,6 +123,7 @@ def override_keys() -> list[str]:
         "method": ("method", components.METHODS),
         "fusion": ("fusion", components.FUSION_HEADS),
         "data.source": ("source", components.SOURCES),
+        "data.intensity": ("intensity", components.INTENSITIES),
         **{f"sam.{part}": (part, table) for part, (table, _) in components.SAM_PARTS.items() if part != "tuning"},
         "optim.subnets": ("optim", components.OPTIMIZERS),
         "optim.sam": ("optim", components.OPTIMIZERS),

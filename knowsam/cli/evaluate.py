@@ -143,6 +143,7 @@ def evaluate_run(folder: str, args: argparse.Namespace) -> "Evaluation":
     device = distributed.setup(args.device).device
     method.to(device)
     data = _data(config, args)
+    _prepare_as_trained(loaded, data.source)
     scorer = _Scorer(config, data, method.predict, _outputs(args, method.outputs()), device, args)
     _refuse_training_cases(loaded, data.config, data.source, args.split)
     asked = config.evaluate.postprocess if args.postprocess is OF_THE_RUN else args.postprocess
@@ -151,6 +152,17 @@ def evaluate_run(folder: str, args: argparse.Namespace) -> "Evaluation":
     evaluation = replace(evaluation, checkpoint=loaded.origin())
     evaluation.write(loaded.run.evaluation, data.stem(args.split))
     return evaluation
+
+
+def _prepare_as_trained(loaded: "LoadedRun", source: "Source") -> None:
+    """Let a source prepare its images as the run did, and refuse data that say another rule."""
+    from knowsam.data.source import CaseSource
+
+    if isinstance(source, CaseSource):
+        if loaded.preparation.state()["intensity"]["fitted"]:
+            source.preparation.load_state(loaded.preparation.state())
+        elif source.preparation.state() != loaded.preparation.state():
+            source.preparation.load_state(loaded.preparation.state())  # says what differs
 
 
 def evaluate_ensemble(folders: "Sequence[str]", args: argparse.Namespace) -> "Evaluation":
@@ -185,6 +197,13 @@ def evaluate_ensemble(folders: "Sequence[str]", args: argparse.Namespace) -> "Ev
     device = distributed.setup(args.device).device
     ensemble = Ensemble([member.method for member in members], outputs).to(device)
     data = _data(config, args)
+    for member in members:
+        if member.preparation.state() != first.preparation.state():
+            raise ConfigError(
+                f"the runs are no ensemble: {member.run} prepared images by {member.preparation.intensity.about()}, "
+                f"{first.run} by {first.preparation.intensity.about()}, or fitted it on other images"
+            )
+    _prepare_as_trained(first, data.source)
     for member in members:
         _refuse_training_cases(member, data.config, data.source, args.split)
     asked = config.evaluate.postprocess if args.postprocess is OF_THE_RUN else args.postprocess
@@ -310,10 +329,11 @@ class _Scorer:
             return choose_postprocess(self.predict, source, outputs=outputs, progress=progress, **self._how())
 
     def _how(self) -> dict[str, Any]:
+        from knowsam.build import sight
         from knowsam.engine.precision import autocast_dtype
 
         return {
-            "image_size": self.config.data.image_size,
+            **sight(self.config),
             "batch_size": self.config.evaluate.batch_size,
             "device": self.device,
             "autocast": autocast_dtype(self.config.train.precision),
@@ -343,6 +363,7 @@ def _chosen(loaded: "LoadedRun", scorer: _Scorer, asked: Any) -> dict[str, Any]:
     missing = [output for output in scorer.outputs if not has_choice(record, output, origin)]
     if missing:
         source = build.build_source(loaded.config)
+        _prepare_as_trained(loaded, source)
         _refuse_training_cases(loaded, loaded.config, source, "val")
         before = record.get("outputs") or {} if record.get("checkpoint") == weights_of(origin) else {}
         found = {**before, **scorer.choose(source, missing)}

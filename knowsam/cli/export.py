@@ -29,14 +29,6 @@ DESCRIPTION = 1
 """Layout of the description; raise it when a key changes its meaning."""
 
 
-RANGES = {
-    "dtype": "type's whole range",
-    "minmax": "own smallest and largest value",
-    "percentile": "own 0.5th and 99.5th percentile",
-}
-"""What ``intensity`` means, see ``readers.to_uint8``."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Words of the command line."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -77,10 +69,19 @@ def run(args: argparse.Namespace) -> int:
         raise NotFoundError(f"there is no folder {file.parent} to write {file.name} into", hint="Make it first.")
     loaded = load_run(args.run, args.checkpoint, quiet=False)
     output, network = loaded.network(args.output)
-    intensity = loaded.config.data.source.get("intensity", "dtype")
+    if loaded.config.data.patch_size is not None and loaded.config.spatial_dims == 3:
+        say("the file takes one patch of a volume at a time: (B, C, D, H, W)")
+    intensity = loaded.preparation.intensity
     about = describe(loaded, output, network, args.format, args.gives)
+    config = loaded.config
     content, parity = export_network(
-        network, args.format, about, gives=args.gives, image_size=loaded.config.data.image_size
+        network,
+        args.format,
+        about,
+        gives=args.gives,
+        image_size=max(config.data.patch_size or [config.data.image_size]),
+        channels=config.data.channels,
+        spatial_dims=config.spatial_dims,
     )
     record = {
         **about,
@@ -91,14 +92,17 @@ def run(args: argparse.Namespace) -> int:
     write_atomically(file, lambda stream: stream.write(content), need=len(content))
     write_text(beside, json.dumps(record, indent=2) + "\n")
     if args.example:
-        write_text(script, example_script(args.format, model=file.name, name=script.name, intensity=intensity))
-    if intensity != "dtype":
-        say(f"training brought every picture to 0..255 by its {RANGES[intensity]}: do so before the network")
+        fit = loaded.config.data.fit
+        text = example_script(args.format, model=file.name, name=script.name, intensity=intensity.state(), fit=fit)
+        write_text(script, text)
+    if type(intensity).__name__ != "AsIs":
+        say(f"training brought every image to 0..1 by {intensity.about()}: do so before the network")
     count = sum(parameter.numel() for parameter in network.parameters())
-    shapes = ", ".join(f"{b} x {h} x {w}" for b, h, w in parity.checked)
+    shapes = ", ".join(" x ".join(map(str, shape)) for shape in parity.checked)
+    axes = "H, W" if config.spatial_dims == 2 else "D, H, W"
     say(
         f"{file}: {output}, {count / 1e6:.2f} M parameters, {len(content) / 1e6:.1f} MB, "
-        f"image (B, 3, H, W) in 0..1 -> {args.gives} (B, {loaded.config.num_classes}, H, W)\n"
+        f"image (B, {config.data.channels}, {axes}) in 0..1 -> {args.gives} (B, {config.num_classes}, {axes})\n"
         f"largest difference from the run's network: {parity.largest_difference:.2g} (images of {shapes})"
         + (f", not counting {parity.ties} of {parity.pixels} pixels at ties" if parity.ties else "")
         + f"\ndescribed in {beside}"
@@ -123,7 +127,7 @@ def describe(loaded: "LoadedRun", output: str, network: Any, file_format: str, g
     from knowsam.inference.export import LARGEST, SMALLEST, fixed_side, multiple_of, needed_packages
 
     config = loaded.config
-    intensity = config.data.source.get("intensity", "dtype")
+    intensity = loaded.preparation.intensity
     side, multiple = fixed_side(network), multiple_of(network)
     sizes = {"multiple_of": side or multiple, "from": side or SMALLEST, "to": side or LARGEST}
     students = getattr(network, "students", None)
@@ -137,14 +141,16 @@ def describe(loaded: "LoadedRun", output: str, network: Any, file_format: str, g
         "input": {
             "name": "image",
             "type": "float32",
-            "axes": ["batch", "red green blue", "height", "width"],
+            "axes": ["batch", "red green blue" if config.data.channels == 3 else "channel", "height", "width"],
             "range": [0, 1],
-            "intensity": intensity,
-            "intensity_means": f"0..1 are 0..255, to which training brought every picture by its {RANGES[intensity]}",
+            "intensity": intensity.state(),
+            "intensity_means": f"training brought stored values to 0..1 by {intensity.about()}",
+            "fit": config.data.fit,
             "height_and_width": sizes,
         },
         "answer": {"name": gives, "type": "float32", "axes": ["batch", "class", "height", "width"]},
         "image_size": config.data.image_size,
+        "postprocess_not_inside": loaded.postprocess(output),
         "normalisation_inside": normalised,
         "classes": list(config.data.classes),
         "label_values": [list(v) if isinstance(v, tuple) else v for v in label_values(config)],

@@ -165,9 +165,9 @@ def _wanted(args: argparse.Namespace, config: "Config | None") -> "Wanted":
 
 
 def _mask_range(path: Path) -> tuple[int, int]:
-    from knowsam.data.readers import read_mask
+    from knowsam import io
 
-    values: Any = read_mask(path)
+    values: Any = io.read_mask(path).array
     return int(values.min()), int(values.max())
 
 

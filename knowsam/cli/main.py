@@ -32,6 +32,7 @@ COMMANDS = {
     "benchmark": ("knowsam.cli.benchmark", "measure steps, data, prediction and start-up against the machine's limit"),
     "weights": ("knowsam.cli.weights", "list, fetch and verify SAM's published checkpoints"),
     "convert": ("knowsam.cli.convert", "make a run folder of a checkpoint of the published code"),
+    "cache": ("knowsam.cli.cache", "show, verify or prune the cache of decoded images"),
     "doctor": ("knowsam.cli.doctor", "look for what would stop or slow a training on this machine"),
     "completion": ("knowsam.cli.completion", "print the script that completes commands in a shell"),
 }

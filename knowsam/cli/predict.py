@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from knowsam.cli.arguments import add_checkpoint_argument, positive
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   python tools/predict.py runs/kvasir image.jpg -o predictions
   python tools/predict.py runs/kvasir hospital_b/ -o predictions --overlays --uncertainty
-  python tools/predict.py runs/acdc heart.nii.gz -o predictions --intensity minmax --probabilities
+  python tools/predict.py runs/acdc heart.nii.gz -o predictions --probabilities
   python tools/predict.py runs/kvasir hospital_b/ -o predictions --original-labels --flips
 
 Masks go to OUT/masks/ in the tree of INPUT, at each file's own size: PNG for pictures and DICOM, NIfTI for NIfTI (same
@@ -51,14 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
     parser.add_argument("--force", action="store_true", help="write again what is there")
     group = parser.add_argument_group("reading")
-    group.add_argument(
-        "--intensity",
-        choices=("dtype", "minmax", "percentile"),
-        help="how values become 0..255: range of the type, of the picture or slice, or its percentiles; as in training "
-        "if not given",
-    )
     group.add_argument("--h5-key", metavar="NAME", help="dataset of an HDF5 file; as in training if not given")
-    group.add_argument("--slice-axis", type=int, choices=(0, 1, 2), default=2, help="of NIfTI arrays (default 2)")
+    group.add_argument(
+        "--slice-axis", type=int, choices=(0, 1, 2), help="of volumes: canonical x, y or z; as in training if not given"
+    )
     group = parser.add_argument_group("computing")
     group.add_argument("--batch-size", type=positive, metavar="N", help="images or slices; as in evaluate if not given")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -70,10 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict every file that has no answer yet."""
+    from knowsam.build import reading, sight
     from knowsam.engine import distributed
-    from knowsam.engine.log import Counter
+    from knowsam.engine.log import Counter, say
     from knowsam.engine.precision import autocast_dtype
-    from knowsam.inference.files import Rules, find_inputs
+    from knowsam.inference.files import find
     from knowsam.inference.folder import Wanted, predict_files
     from knowsam.inference.predict import with_flips
     from knowsam.runs import load_run
@@ -83,13 +81,17 @@ def run(args: argparse.Namespace) -> int:
     config = loaded.config
     output, network = loaded.network(args.output)
     device = distributed.setup(args.device).device
-    source = config.data.source
-    rules = Rules(
-        args.intensity or source.get("intensity", "dtype"),
-        args.h5_key or source.get("image_key", "image"),
-        args.slice_axis,
+    rules = reading(config)
+    rules = replace(
+        rules,
+        image_key=args.h5_key or rules.image_key,
+        slice_axis=rules.slice_axis if args.slice_axis is None else args.slice_axis,
     )
-    files = find_inputs(args.input, rules, beside=args.out)
+    found = find(args.input, rules, beside=args.out)
+    files = found.files
+    for reason, those in found.passed_over.items():
+        say(f"passed over: {len(those)} x {reason}, such as {those[0]}")
+    spec = loaded.postprocess(output)
     values = label_values(config) if args.original_labels else None
     wanted = Wanted(config.data.classes, values, args.probabilities, args.uncertainty, args.overlays)
     precision = args.precision or (config.train.precision if config.train.precision != "fp16" else "fp32")
@@ -101,9 +103,9 @@ def run(args: argparse.Namespace) -> int:
         "image_size": config.data.image_size,
         "precision": precision,
         "flips": args.flips,
-        "intensity": rules.intensity,
-        "h5_key": rules.h5_key,
-        "slice_axis": rules.slice_axis,
+        "preparation": loaded.preparation.state(),
+        "postprocess": spec,
+        "reading": asdict(rules),
     }
     network.to(device)
 
@@ -117,11 +119,13 @@ def run(args: argparse.Namespace) -> int:
                 files,
                 out.path,
                 wanted,
+                preparation=loaded.preparation,
+                postprocess=spec,
                 overwrite=args.force,
                 workers=args.workers,
                 progress=progress,
                 stop=lambda: bool(stop.name),
-                image_size=config.data.image_size,
+                **sight(config, args.batch_size),
                 batch_size=args.batch_size or config.evaluate.batch_size,
                 device=device,
                 autocast=autocast_dtype(precision),

@@ -25,6 +25,7 @@ def open_networks(folder: str, checkpoint: Literal["best", "last"]) -> "Networks
     from dataclasses import replace
 
     from knowsam import build
+    from knowsam.data.source import CaseSource
     from knowsam.engine.precision import autocast_dtype
     from knowsam.report.page.networks import Networks
     from knowsam.runs import load_run
@@ -35,6 +36,8 @@ def open_networks(folder: str, checkpoint: Literal["best", "last"]) -> "Networks
     def open_source(labelled: str | None) -> "Source":
         data = config.data if labelled is None else replace(config.data, labelled=labelled)
         source: Source = build.build_source(replace(config, data=data))
+        if isinstance(source, CaseSource):
+            source.preparation = run.preparation
         return source
 
     return Networks(
@@ -43,7 +46,7 @@ def open_networks(folder: str, checkpoint: Literal["best", "last"]) -> "Networks
         method=run.method,
         open_source=open_source,
         class_names=config.data.classes[1:],
-        image_size=config.data.image_size,
+        sight=build.sight(config),
         batch_size=config.evaluate.batch_size,
         autocast=autocast_dtype(config.train.precision),
     )

@@ -31,7 +31,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser, *, images_required: bo
         choices=("merge", "leave"),
         help="images with several masks, a_mask.png and a_mask_1.png: parts of one mask, or not to be used",
     )
-    data.add_argument("--intensity", choices=("dtype", "minmax", "percentile"), help="how values become 0..255")
+    data.add_argument("--intensity", choices=("as_is", "minmax", "percentile"), help="how values become 0..1")
     parts = parser.add_argument_group("division")
     parts.add_argument(
         "--splits",

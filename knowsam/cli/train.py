@@ -189,6 +189,12 @@ def prepared(
 
     if config.train.precision == "fp16" and rank.device.type == "cpu":
         raise ConfigError("train.precision is fp16, which needs a CUDA device", hint="Use bf16 or fp32 on the CPU.")
+    if config.train.precision == "bf16" and rank.device.type == "cpu" and config.spatial_dims == 3:
+        # The weights' gradients of 3x3x3 convolutions over 2 slices read memory that nobody wrote (torch 2.13).
+        raise ConfigError(
+            "train.precision is bf16, in which torch's convolutions of volumes give wrong gradients on the CPU",
+            hint="Use train.precision=fp32 on the CPU.",
+        )
     source = on_main_first(lambda: build.build_source(config))
     if not source.eval_ids("val"):
         raise DataError("there is no validation case, so no checkpoint could be chosen", hint="Write a val.txt.")
@@ -210,6 +216,7 @@ def prepared(
         compile_parts(method.compilable(), config.train.compile, rank.device.type)
         notes = list(notes)
         optimizers = build.build_optimizers(config, method, notes)
+        preparation = _prepare_images(source, resume)
         with Counter("decoding images") as progress:
             streams = on_main_first(
                 lambda: build.build_streams(
@@ -218,7 +225,12 @@ def prepared(
             )
         lineage = [ancestor.record() for ancestor in built.lineage] or (resume or {}).get("lineage", [])
         record = RunRecord(
-            to_yaml(config), _fingerprints(config, source, streams, lineage), lineage, code, args.accept_code
+            to_yaml(config),
+            _fingerprints(config, source, streams, lineage),
+            lineage,
+            preparation,
+            code,
+            args.accept_code,
         )
         if resume is None:
             if rank.rank == 0:
@@ -242,6 +254,24 @@ def prepared(
             record,
             resume,
         )
+
+
+def _prepare_images(source: "Source", resume: "Mapping[str, Any] | None") -> dict[str, Any]:
+    """Fit the intensity rule once, on rank 0, or take over what the run fitted; the state that it keeps."""
+    from knowsam.build import fit_preparation
+    from knowsam.data.source import CaseSource
+    from knowsam.engine.distributed import call_on_main
+    from knowsam.engine.log import say
+
+    if not isinstance(source, CaseSource):
+        return {}
+    if resume is not None and resume.get("preparation"):
+        source.preparation.load_state(resume["preparation"])
+    elif source.preparation.intensity.needs_fit:
+        state: dict[str, Any] = call_on_main(fit_preparation, source)
+        source.preparation.load_state(state)
+        say(f"intensity {source.preparation.intensity.about()}: fitted on {len(source.train_ids())} training images")
+    return source.preparation.state()
 
 
 def on_main_first(function: Callable[[], T]) -> T:
@@ -320,6 +350,7 @@ def _fingerprints(
 def _validation(
     config: Config, built: "BuiltMethod", source: "Source", rank: "Rank"
 ) -> "Callable[[], Mapping[str, float]]":
+    from knowsam.build import sight
     from knowsam.engine.evaluate import validate
     from knowsam.engine.precision import autocast_dtype
 
@@ -331,7 +362,7 @@ def _validation(
             method.predict_deployed if deployed_only else method.predict,
             source,
             outputs=method.outputs()[:1] if deployed_only else method.outputs(),
-            image_size=config.data.image_size,
+            **sight(config),
             batch_size=config.evaluate.batch_size,
             device=rank.device,
             class_names=config.data.classes[1:],
@@ -379,7 +410,7 @@ def _classes_never_seen(streams: "TwoStreams", config: Config) -> list[str]:
     masks = streams.labelled.masks
     assert masks is not None, "labelled cases are cached with their masks"
     seen = np.zeros(256, dtype=bool)
-    for mask in masks:
+    for mask in map(masks.view, range(len(masks))):
         seen |= np.bincount(mask.ravel(), minlength=256) > 0
         if seen[: config.num_classes].all():
             return []

@@ -10,7 +10,8 @@ from torch import nn
 
 from knowsam import build
 from knowsam.config import Config
-from knowsam.data.streams import FirstBatch, derive_seed
+from knowsam.data.seeds import derive_seed
+from knowsam.data.streams import FirstBatch
 from knowsam.engine.log import say
 from knowsam.engine.precision import autocast
 from knowsam.engine.train import train
@@ -47,6 +48,7 @@ def dry_run(config: Config, rank: "Rank", notes: Sequence[str] = ()) -> int:
     from rich.table import Table
 
     source = build.build_source(config)
+    build.fit_preparation(source)
     streams = build.build_streams(config, source)
     built = build.build_method(config)
     method = built.method.to(rank.device).train()
@@ -128,7 +130,9 @@ def overfit(config: Config, rank: "Rank", steps: int) -> int:
     from knowsam.engine.saving import RunRecord
     from knowsam.losses import soft_dice_loss
 
-    streams = build.build_streams(config, build.build_source(config), kind=FirstBatch)
+    source = build.build_source(config)
+    build.fit_preparation(source)
+    streams = build.build_streams(config, source, kind=FirstBatch)
     method = build.build_method(config).method.to(rank.device)
     needs = config.needs
     augmenter = Augmenter.off(strong_views=needs.strong_views, plain_labelled=needs.plain_labelled)

@@ -29,6 +29,7 @@ MOVED = {
     "method.skd_rampup": "method.skd.rampup",
     "method.skd_confidence_threshold": "method.skd.confidence_threshold",
     "method.sam_teacher_mode": "method.skd.teacher_mode",
+    "data.source.intensity": "data.intensity.name, with as_is for dtype",
     "method.sam_view": "method.skd.view",
     "method.sam_gradient": "method.skd.gradient",
     "method.consistency_weight": "method.consistency.weight",
@@ -202,7 +203,12 @@ def _literal(text: str) -> Any:
 
 def _named_blocks(config: Config) -> Iterator[tuple[str, Any, Mapping[str, str], str]]:
     """(key, block, table that its name stands in, kind) of the blocks that are one component each."""
-    yield "data.source", config.data.source, components.SOURCES, "source"
+    if config.data.sources is None:
+        yield "data.source", config.data.source, components.SOURCES, "source"
+    for name, block in (config.data.sources or {}).items():
+        if isinstance(block, Mapping) and "source" in block:
+            yield f"data.sources.{name}.source", block["source"], components.SOURCES, "source"
+    yield "data.intensity", config.data.intensity, components.INTENSITIES, "intensity"
     yield "method", config.method, components.METHODS, "method"
     yield "augment", {"name": "standard", **config.augment}, components.AUGMENTERS, "augment"
     yield from ((f"students.{n}", b, components.STUDENTS, "students") for n, b in config.students.items())
@@ -289,6 +295,14 @@ def _check_pairs(config: Config, complain: Complain) -> None:
         complain("data.label_threshold", "excludes data.labels; set one of them to null")
     if len(set(data.classes)) != len(data.classes):
         complain("data.classes", f"names a class twice: {data.classes}")
+    sides = data.patch_size
+    if sides is not None and (len(sides) not in (2, 3) or any(side < 4 for side in sides)):
+        complain("data.patch_size", f"is {sides}; allowed are [H, W] or [D, H, W], each at least 4, or null")
+    if data.channels < 1:
+        complain("data.channels", f"must be at least 1, got {data.channels}")
+    for key, share in (("data.foreground", data.foreground), ("evaluate.overlap", config.evaluate.overlap)):
+        if not 0 <= share <= 1 or (share == 1 and key == "evaluate.overlap"):
+            complain(key, f"must lie in 0..1, got {share}")
     if data.image_size < 32 or data.image_size % 16:
         complain("data.image_size", f"must be at least 32 and divisible by 16, got {data.image_size}")
     for key, value, least in (
@@ -328,11 +342,34 @@ def _check_pairs(config: Config, complain: Complain) -> None:
         rate = block.get("lr", 1.0) if isinstance(block, Mapping) else 1.0
         if isinstance(rate, int | float) and not rate > 0:
             complain(f"optim.{group}.lr", f"must be > 0, got {rate}")
+    _check_sources(data, complain)
     with suppress(LookupError, OSError, SyntaxError, ValueError):  # of a source that is complained of already
-        if "splits" in components.signature(component(components.SOURCES, data.source)) and not data.splits:
+        needs_lists = "splits" in components.signature(component(components.SOURCES, data.source))
+        if needs_lists and not data.splits and data.sources is None:
             complain(
                 "data.splits", "names the folder of split lists (train.txt, val.txt, ...), which files on disk need"
             )
+
+
+OF_A_SOURCE = (
+    *("source", "splits", "labelled", "labels", "label_threshold", "ignore", "group_regex", "obtain", "reading"),
+    *("weight", "valid_classes"),
+)
+"""Keys of a block of ``data.sources``; all else of ``data`` is shared."""
+
+
+def _check_sources(data: Any, complain: Complain) -> None:
+    for name, block in (data.sources or {}).items():
+        key = f"data.sources.{name}"
+        if not isinstance(block, Mapping) or "source" not in block:
+            complain(key, f"needs a source, such as {{source: {{name: image_folder, root: ...}}}}, got {block!r}")
+            continue
+        if "/" in name:
+            complain(key, "a data set's name has no '/': case ids begin with it")
+        for unknown in sorted(set(block) - set(OF_A_SOURCE)):
+            complain(f"{key}.{unknown}", f"is not a key of a data set; allowed are {', '.join(OF_A_SOURCE)}")
+    if data.sources is not None and len(data.sources) < 2:
+        complain("data.sources", f"holds {len(data.sources)} data sets; give two or more, or data.source")
 
 
 def _check_needs(config: Config, complain: Complain) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
@@ -33,7 +33,19 @@ COSMETIC = {
 
 # Settings that came later, with the value that is what was done before there was a choice. They are no part of the key
 # while they have it: else every finished trial of older sweeps would be another experiment.
-LATER = {"train.gradient_exchange": "fp32", "init": None}
+LATER: dict[str, Any] = {
+    "train.gradient_exchange": "fp32",
+    "init": None,
+    "data.sources": None,
+    "data.ignore": None,
+    "data.channels": 3,
+    "data.intensity.name": "as_is",
+    "data.reading": {},
+    "data.fit": "squash",
+    "data.patch_size": None,
+    "data.foreground": 0.5,
+    "evaluate.overlap": 0.5,
+}
 
 
 def flat_config(config: Config | str) -> dict[str, Any]:
@@ -76,6 +88,20 @@ def split_hashes(config: Config) -> dict[str, str]:
 
     Only the lists are read, not the data, which may lie on another machine.
     """
+    if config.data.sources is not None:
+        parts = {
+            name: replace(
+                config,
+                data=replace(
+                    config.data,
+                    sources=None,
+                    splits=block.get("splits"),
+                    labelled=block.get("labelled", config.data.labelled),
+                ),
+            )
+            for name, block in config.data.sources.items()
+        }
+        return {f"{name}/{file}": digest for name, part in parts.items() for file, digest in split_hashes(part).items()}
     if config.data.splits is None:
         if config.data.source.get("name") != "builtin":
             return {}

@@ -30,15 +30,23 @@ class DataConfig:
     """Which images, and how many of them in a step."""
 
     source: dict[str, Any] = _block(name="builtin")  # component of components.SOURCES
+    sources: dict[str, Any] | None = None  # several data sets: {name: {source: {...}, splits: ...}}
     splits: str | None = None  # folder of the split lists, beside the checkout or absolute; {seed} in it is train.seed
     classes: list[str] = field(default_factory=lambda: ["background", "lesion"])  # K names, background first
     labelled: str = "labelled_10pct"  # list of labelled cases, or `all`; {seed} in it is train.seed
     labels: dict[Any, Any] | None = None  # {class id: raw mask value(s)}; null: masks hold class ids
     label_threshold: float | None = None  # binary masks with soft edges: raw values above it are class 1
+    ignore: Any = None  # raw mask value(s) of pixels of which nothing is known; losses and metrics leave them out
     group_regex: str | None = None  # the part of a case id that names its patient; no patient may be in two splits
     obtain: str = ""  # where the data come from and where they belong, said when they are absent
     unlabelled_includes_labelled: bool = False  # show labelled images in the unlabelled stream too
+    channels: int = 3  # C of the networks; 3: grey images are repeated
+    intensity: dict[str, Any] = _block(name="as_is")  # component of components.INTENSITIES: stored values -> 0..1
+    reading: dict[str, Any] = _block()  # knowsam.io.Reading: orientation tags, palettes, keys inside a file
     image_size: int = 256  # S, pixels; divisible by 16
+    fit: Literal["squash", "letterbox"] = "squash"  # how images of other shapes come to S x S
+    patch_size: list[int] | None = None  # crops, [D, H, W] voxels or [H, W] pixels; null: whole images, S x S
+    foreground: float = 0.5  # share of labelled crops that are drawn around a voxel of a foreground class
     labelled_batch: int = 4  # L per process and micro-batch
     unlabelled_batch: int = 4  # U, likewise
     workers: int = 0  # loader processes
@@ -74,6 +82,7 @@ class EvaluateConfig:
 
     batch_size: int = 8  # images or slices
     nsd_tolerance: float = 2.0  # mm when the spacing is known, else pixels
+    overlap: float = 0.5  # of neighbouring patches, where data.patch_size is set
     postprocess: Any = None  # of predictions, knowsam.inference.postprocess: {name: largest}, a list of such, or `auto`
 
 
@@ -121,12 +130,12 @@ class Config:
     @property
     def spatial_dims(self) -> int:
         """2 for images, 3 for volumes."""
-        return 2
+        return len(self.data.patch_size or (0, 0))
 
     @property
     def in_channels(self) -> int:
         """C, channels of an image."""
-        return 3
+        return self.data.channels
 
     @property
     def needs(self) -> Needs:

@@ -13,7 +13,6 @@ from knowsam.data.batch import Batch, Labelled
 from knowsam.data.levels import WHITE, to_unit
 from knowsam.data.streams import RawBatch
 from knowsam.errors import ConfigError
-from knowsam.losses import IGNORE
 
 UNKNOWN = 255
 """Class id of a raw mask where nothing is known."""
@@ -228,7 +227,15 @@ class Augmenter:
             self._strong(draws, colour, base, means[count:])
             for draws, colour in zip(views[: self.strong_views], colours, strict=True)
         )
-        batch = Batch(labelled, mask, images[count:], strong, raw.ids, plain if self.plain_labelled else None)
+        batch = Batch(
+            labelled,
+            mask,
+            images[count:],
+            strong,
+            raw.ids,
+            plain if self.plain_labelled else None,
+            valid_classes=raw.valid_classes,
+        )
         if len(raw.second):
             draws = map(np.random.default_rng, np.random.SeedSequence((seed, 1)).spawn(4))
             batch.second = self._second(draws, raw.second, raw.second_mask)
@@ -288,7 +295,7 @@ class Augmenter:
         if grid is not None:
             images, mask = move(images, mask, grid)
         mask = mask.long()
-        return images.clamp_(0, 1), mask.masked_fill_(mask == UNKNOWN, IGNORE), means
+        return images.clamp_(0, 1), mask, means
 
 
 def _number(name: str, value: float, low: float, high: float) -> float:

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from knowsam.data.case import Case
+from knowsam.data.source import CaseSource
 from knowsam.errors import DataError
 
 
-class BuiltIn:
+class BuiltIn(CaseSource):
     """Seeded, generated cases with 2 or more classes, behind the same interface as files on disk (``Source``).
 
     Every image has its own palette, illumination and texture. A lesion is darker than its surroundings, has an edge and
@@ -70,9 +72,9 @@ class BuiltIn:
         """Cases of ``val`` or ``test``."""
         return [f"{split}_{i:04d}" for i in range(self.counts[split])]
 
-    def image(self, case_id: str) -> NDArray[np.uint8]:
-        """uint8 (size, size, 3)."""
-        return self._render(case_id)[0]
+    def case(self, case_id: str) -> Case:
+        """uint8 (3, size, size)."""
+        return Case(np.moveaxis(self._render(case_id)[0], -1, 0), full_range=(0.0, 255.0))
 
     def mask(self, case_id: str) -> NDArray[np.uint8]:
         """uint8 class ids (size, size); refused for unlabelled training cases."""

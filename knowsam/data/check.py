@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from knowsam import io
 from knowsam.data.cache import file_sha256, known, load_memo, remembered, save_memo
+from knowsam.data.intensity import WHITE
 from knowsam.data.labels import IGNORE_ID
 from knowsam.data.layout import Layout
 from knowsam.data.looks import Look, look, near_pairs, same_pixels, tied_within
 from knowsam.data.make_splits import LEFT_OUT_FILE
-from knowsam.data.readers import EXTENSIONS, read_mask
 from knowsam.data.source import Source
 from knowsam.data.splits import DUPLICATES_FILE, SPLITS, Splits, independent_units
 from knowsam.data.traits import Traits, depth_note, file_traits, orientation_note, palette_note
 from knowsam.errors import DataError, Fault, KnowsamError, NotFoundError
+from knowsam.io.palettes import PALETTES
 
 _PEEK = 4096
 _LOSES_IMAGE = {"missing image", "several images"}
@@ -201,7 +203,7 @@ def check_all(
     pictures: list[tuple[str, str, Look]] = []  # of a volume, one a slice
     classes: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     sizes: list[tuple[int, int]] = []
-    stored = _Stored()
+    stored = _Stored(getattr(source, "reading", None) or io.Reading())
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda job: _look_at(source, job[0], job[2], num_classes), jobs)
         for n, ((case_id, split, _), seen) in enumerate(zip(jobs, results, strict=True)):
@@ -243,7 +245,8 @@ class _Seen:
 class _Stored:
     """How the files of all cases are stored, and what is to be said of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, reading: io.Reading) -> None:
+        self.reading = reading
         self.images: dict[str, Traits] = {}
         self.masks: dict[str, Traits] = {}
         self.brightest: dict[str, int] = {}
@@ -259,14 +262,14 @@ class _Stored:
             self.brightest[case_id] = seen.brightest
 
     def judge(self, found: Findings) -> None:
-        if text := orientation_note(self.images, self.masks):
+        if text := orientation_note(self.images, self.masks, self.reading.orientation):
             found.warnings.append(Fault("orientation tags", text))
         if text := depth_note(self.brightest, self.images):
             found.warnings.append(Fault("nearly black images", text))
-        palettes = palette_note(self.masks, self.indices)
-        if palettes is not None:
-            where = found.errors if palettes.ambiguous else found.warnings
-            where.append(Fault("palettes of masks", palettes.text))
+        if self.reading.palette == "auto" and (text := palette_note(self.masks, self.indices)):
+            # of the files that contradict each other it depends on chance which is read, and refused, second
+            found.errors = [fault for fault in found.errors if fault.kind != PALETTES]
+            found.errors.append(Fault(PALETTES, text))
 
 
 def _passed_over(source: Source) -> list[Fault]:
@@ -282,7 +285,7 @@ def _passed_over(source: Source) -> list[Fault]:
     except NotFoundError:  # a folder of masks that nobody needs
         return []
     for kind, number in kinds.most_common():
-        text = f"{number} {kind} in the folders of images and masks; read are {', '.join(EXTENSIONS)}"
+        text = f"{number} {kind} in the folders of images and masks; read are {', '.join(io.PICTURES)}"
         faults.append(Fault("files passed over", text))
     if strays:
         text = f"{len(strays)} files among the images are called like masks: {_some([path.name for path in strays])}"
@@ -341,12 +344,13 @@ def _split_ids(source: Source) -> dict[str, list[str]]:
 def _look_at(source: Source, case_id: str, readable: bool, num_classes: int) -> _Seen:
     seen = _Seen()
     try:
-        image = source.image(case_id)  # (H, W, 3) or (D, H, W, 3)
+        image = source.image(case_id)  # (H, W, C) or (D, H, W, C)
     except KnowsamError as error:
-        seen.faults.append(Fault("image cannot be read", str(error), (case_id,)))
+        text = f"{error}; {error.hint}" if error.hint else str(error)
+        seen.faults.append(Fault("image cannot be read", text, (case_id,)))
     else:
         seen.size = (image.shape[-3], image.shape[-2])
-        seen.brightest = int(image.max())
+        seen.brightest = 255 * int(image.max()) // WHITE[image.dtype]
         seen.looks = [look(picture) for picture in (image if image.ndim == 4 else image[None])]
         path_of = getattr(source, "image_path", None)
         if path_of is not None:
@@ -358,8 +362,10 @@ def _look_at(source: Source, case_id: str, readable: bool, num_classes: int) -> 
             mask = source.mask(case_id)
         except KnowsamError as error:
             faults = getattr(error, "faults", ()) or (Fault("mask cannot be read", str(error), (case_id,)),)
-            known_texts = {fault.text for fault in seen.faults}  # a broken image is no fault of its mask
-            seen.faults += [fault for fault in faults if fault.text not in known_texts]
+            # a broken image is no fault of its mask
+            seen.faults += [f for f in faults if not any(other.text.startswith(f.text) for other in seen.faults)]
+            if any(fault.kind == PALETTES for fault in faults):
+                _look_at_mask_file(source, case_id, seen)
         else:
             seen.classes = np.bincount(mask.ravel(), minlength=IGNORE_ID + 1)
             _look_at_mask_file(source, case_id, seen)
@@ -373,7 +379,9 @@ def _look_at_mask_file(source: Source, case_id: str, seen: _Seen) -> None:
     path = paths_of(case_id)[0]
     seen.mask = file_traits(path)
     if seen.mask.palette is not None:
-        seen.indices = [int(v) for v in np.unique(read_mask(path))]
+        mask = io.read_mask(path, getattr(source, "reading", None) or io.Reading())
+        seen.mask = replace(seen.mask, by="index" if mask.by == "index" else "colour")
+        seen.indices = np.unique(mask.array).tolist() if mask.by == "index" else []
 
 
 def _pixels_key(source: Source) -> str:

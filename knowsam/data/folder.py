@@ -1,21 +1,27 @@
-"""A folder of pictures and a folder of masks."""
+"""A folder of images and a folder of masks: pictures, or volumes."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from knowsam.data.cache import file_sha256
+from knowsam import io
+from knowsam.data.cache import file_sha256, remembered
+from knowsam.data.case import Case
+from knowsam.data.index import IdList, Index
 from knowsam.data.labels import LabelTable
 from knowsam.data.layout import Folders, case_files, further_masks, merge_masks, share_a_folder, without_suffix
-from knowsam.data.readers import INTENSITIES, read_image, read_mask, stored_size
+from knowsam.data.make_index import find_index, image_folder_places
+from knowsam.data.source import CaseSource
 from knowsam.data.splits import Splits, check_against
 from knowsam.errors import ConfigError, DataError, Fault, NotFoundError
+from knowsam.io import Reading
 
 
-class ImageFolder:
+class ImageFolder(CaseSource):
     """``Source`` over ``root/images/<id>.*`` and ``root/masks/<id>.*``.
 
     An id is the file's path below its folder without extension; image and mask may differ in extension. Files that no
@@ -27,14 +33,18 @@ class ImageFolder:
         splits: which cases there are, and whose masks may be read.
         num_classes: K, background included.
         image_dir: folder of the images inside ``root``; or several, see ``layout.Folders``.
-        mask_dir: folder of the masks inside ``root``; may be the same one; or several.
+        mask_dir: folder of the masks inside ``root``; may be the same one; or several. None: each image's own file
+            holds its mask, as h5 and npz files can.
         mask_suffix: what a mask's name has after the id, such as ``"_segmentation"``.
         image_suffix: what an image's name has after the id, such as ``"_0000"``.
         label_table: raw mask values -> class ids; None: they are class ids already.
-        intensity: see ``readers.to_uint8``.
-        spacing: (y, x) in mm, the same for every case; None when unknown.
+        spacing: mm along each axis, the same for every case; None: as each file says, where it does.
         merge_masks: numbered masks of one image (``a_mask.png``, ``a_mask_1.png``) are parts of one mask. Without it,
             images that have several are refused.
+        index: of the files, made once by ``knowsam index``; then no folder is looked through, and the lists of
+            ``splits`` must have been read over it.
+        reading: by which rules files are read.
+        spatial_dims: 2 where networks see pictures, 3 where they see volumes; another file is refused.
     Raises:
         NotFoundError: ``root`` or one of its folders is not there.
         DataError: listed cases without image, labelled/val/test cases without mask, two files of one id.
@@ -48,41 +58,52 @@ class ImageFolder:
         splits: Splits,
         num_classes: int,
         image_dir: str | Mapping[str, str] = "images",
-        mask_dir: str | Mapping[str, str] = "masks",
+        mask_dir: str | Mapping[str, str] | None = "masks",
         mask_suffix: str = "",
         image_suffix: str = "",
         label_table: LabelTable | None = None,
-        intensity: str = "dtype",
-        spacing: tuple[float, float] | None = None,
+        spacing: tuple[float, ...] | None = None,
         merge_masks: bool = False,
+        index: Index | None = None,
+        reading: Reading | None = None,
+        spatial_dims: int = 2,
     ):
         self.root = Path(root)
         self.splits = splits
         self.num_classes = num_classes
         self.label_table = fitting_table(label_table, num_classes)
-        self.intensity = fitting_intensity(intensity)
-        self._spacing = fitting_spacing(spacing, axes="yx")
-        self.cache_settings = (intensity, repr(self.label_table))
+        self.reading = reading or Reading()
+        self.spatial_dims = spatial_dims
+        self._spacing = fitting_spacing(spacing, axes="zyx"[-spatial_dims:])
+        self._palettes = io.PaletteWatch(self.reading.palette)
 
         self.image_dir: Folders = image_dir
-        self.mask_dir: Folders = mask_dir
+        self.mask_dir: Folders | None = mask_dir
         self.image_suffix, self.mask_suffix = image_suffix, mask_suffix
-
-        if share_a_folder(image_dir, mask_dir) and mask_suffix == image_suffix:
+        together = mask_dir is not None and share_a_folder(image_dir, mask_dir)
+        if together and mask_suffix == image_suffix:
             raise ConfigError(
                 f"image_dir and mask_dir are both {image_dir!r} and the suffixes are equal; "
                 "then mask_suffix must tell masks apart"
             )
         if not self.root.is_dir():
             raise NotFoundError(f"data folder {self.root} does not exist", hint="set the dataset's root")
-        found = without_suffix(case_files(self.root, image_dir), image_suffix)
+        self.index = index
+        self._images: Mapping[str, Path]
+        self._masks: Mapping[str, list[Path]]
+        if index is not None:
+            self._images, self._masks = _by_index(index, splits, self._shown(image_dir))
+            return
+        found = without_suffix(case_files(self.root, image_dir, _scan), image_suffix)
         listed = [*splits.train, *splits.val, *splits.test]
         check_against(splits, found, where=self._shown(image_dir))
         self._images = single_files(found, listed, what="image")
 
         needed = sorted(splits.readable_masks)
-        masks = case_files(self.root, mask_dir) if needed else {}
-        together = share_a_folder(image_dir, mask_dir)  # then the scan for images found the masks, too
+        if mask_dir is None:
+            self._masks = {i: [self._images[i]] for i in needed}
+            return
+        masks = case_files(self.root, mask_dir, _scan) if needed else {}
         parts = further_masks(masks, set(self._images) if together else set(found), mask_suffix)
         found = without_suffix(masks, mask_suffix)
         if missing := [i for i in needed if i not in found and i not in parts]:
@@ -99,6 +120,21 @@ class ImageFolder:
         if not merge_masks:
             _refuse_several(self._masks)
 
+    @staticmethod
+    def index_of(root: str, options: Mapping[str, Any]) -> Index | None:
+        """The index of these folders, if there is one and the options are such that it serves.
+
+        Args:
+            root: the dataset's folder.
+            options: as of the constructor.
+        """
+        named = {
+            key: options[key] for key in ("image_dir", "mask_dir", "image_suffix", "mask_suffix") if key in options
+        }
+        if options.get("merge_masks") or not all(isinstance(value, str) for value in named.values()):
+            return None
+        return find_index(root, image_folder_places(**named))
+
     def train_ids(self) -> list[str]:
         """Every training case, sorted, labelled or not."""
         return list(self.splits.train)
@@ -111,38 +147,61 @@ class ImageFolder:
         """Cases of ``"val"`` or ``"test"``, sorted."""
         return self.splits.of(split)
 
-    def image(self, case_id: str) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3)."""
-        return read_image(self.image_path(case_id), self.intensity)
+    def case(self, case_id: str) -> Case:
+        """The case as stored.
+
+        Raises:
+            NotFoundError, DataError: a file that cannot be read, or a volume where pictures are wanted, or the reverse.
+        """
+        path = self.image_path(case_id)
+        stored = io.read_image(path, self.reading)
+        fitting_axes(stored.array.shape[1:], self.spatial_dims, path)
+        return Case(stored.array, self._spacing or stored.spacing, stored.full_range, stored.display)
 
     def mask(self, case_id: str) -> NDArray[np.uint8]:
-        """uint8 class ids (H, W), on the image's grid.
+        """uint8 class ids (*S), on the image's grid.
 
         Raises:
             DataError: an unlabelled training case, a value without a class, or another size than the image.
         """
         self.splits.require_readable_mask(case_id)
-        parts = [fitting_mask(self._images[case_id], m, self.label_table, case_id) for m in self._masks[case_id]]
+        shape = io.header(self.image_path(case_id), self.reading).shape
+        parts = []
+        for path in self._masks[case_id]:
+            raw = io.read_mask(path, self.reading)
+            self._palettes.check(path, raw)
+            if self.spatial_dims == 3 and path != self.image_path(case_id):
+                io.same_place(self.image_path(case_id), path, self.reading)
+            parts.append(fitting_mask(raw.array, shape, self.label_table, case_id, path))
         try:
             return merge_masks(parts) if len(parts) > 1 else parts[0]
         except DataError as error:
             raise DataError(f"{case_id}: {error}", hint=error.hint) from error
 
+    @property
+    def cache_settings(self) -> tuple[object, ...]:
+        """What decides about decoded images and masks beside the files."""
+        return (*super().cache_settings, repr(self.label_table), repr(self.reading), self.spatial_dims)
+
+    def where(self, case_id: str) -> str:
+        """The case in messages: its file."""
+        return str(self.image_path(case_id))
+
     def spacing(self, case_id: str) -> tuple[float, ...] | None:
-        """(y, x) in mm, or None when unknown."""
-        return self._spacing
+        """mm along each axis, or None when unknown."""
+        return self._spacing or io.header(self.image_path(case_id), self.reading).spacing
 
     def fingerprint(self, case_id: str) -> str:
-        """sha256 of the image file."""
-        return file_sha256(self.image_path(case_id))
+        """sha256 of what is read of the image's file, or of all slices of its series."""
+        return self._sha256(self.image_path(case_id), "image")
 
     def mask_fingerprint(self, case_id: str) -> str:
-        """sha256 of the mask file; of several, of all their sums.
+        """sha256 of what is read of the mask's file; of several, of all their sums.
 
         Raises:
             DataError: an unlabelled training case.
         """
-        sums = [file_sha256(path) for path in self.mask_paths(case_id)]
+        sums = [self._sha256(path, "mask") for path in self.mask_paths(case_id)]
         return sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
 
     def mask_paths(self, case_id: str) -> list[Path]:
@@ -157,6 +216,14 @@ class ImageFolder:
     def _shown(self, folders: Folders) -> str:
         return str(self.root / folders) if isinstance(folders, str) else f"{self.root} ({', '.join(folders.values())})"
 
+    def _sha256(self, path: Path, part: Literal["image", "mask"]) -> str:
+        if path.is_dir():  # a folder's time stamp says nothing of the files in it
+            return io.fingerprint(path, part, self.reading)
+        if path.suffix.lower() not in (".h5", ".hdf5", ".npz"):
+            return file_sha256(path)
+        key = self.reading.image_key if part == "image" else self.reading.mask_key
+        return remembered(path, f"{part}:{key}", lambda: io.fingerprint(path, part, self.reading))
+
     def image_path(self, case_id: str) -> Path:
         """The image's file.
 
@@ -166,6 +233,52 @@ class ImageFolder:
         if case_id not in self._images:
             raise DataError(f"{case_id}: in none of the split lists of {self.splits.folder}")
         return self._images[case_id]
+
+
+class _Single(Mapping[str, list[Path]]):
+    """The one file of each id, as a list of one."""
+
+    def __init__(self, files: Mapping[str, Path]):
+        self._files = files
+
+    def __getitem__(self, case_id: str) -> list[Path]:
+        return [self._files[case_id]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def _by_index(index: Index, splits: Splits, where: str) -> tuple[Mapping[str, Path], Mapping[str, list[Path]]]:
+    """Images and masks as an index has them, checked as those of folders are.
+
+    Raises:
+        DataError: listed cases without image or, where it may be read, mask; two files of one id; an index that is old.
+    """
+    if changed := index.stale():
+        raise DataError(
+            f"the index of {where} is older than the files: {changed[0]}",
+            hint="Make it anew: the same knowsam index command reads only what has changed.",
+        )
+    check_against(splits, index, where=where)
+    lists = [splits.train, splits.val, splits.test]
+    assert all(isinstance(ids, IdList) or not ids for ids in lists), "lists are read over the index"
+    if faults := [fault for ids in lists if isinstance(ids, IdList) for fault in index.several_files(ids)]:
+        raise DataError("\n".join(fault.text for fault in faults[:10]), faults=faults)
+    masked = [ids for ids in (splits.labelled, splits.val, splits.test) if isinstance(ids, IdList)]
+    if missing := [case_id for ids in masked for case_id in index.without_mask(ids)]:
+        raise DataError(
+            f"{len(missing)} labelled, val and test cases have no mask: {', '.join(missing[:10])}",
+            hint="unlabelled training cases need none; is the right labelled_*.txt chosen?",
+            faults=[Fault("missing mask", f"{i}: no mask", (i,)) for i in missing],
+        )
+    return index.images, _Single(index.masks)
+
+
+def _scan(folder: Path) -> dict[str, list[Path]]:
+    return io.scan(folder).files
 
 
 def _refuse_several(masks: Mapping[str, list[Path]]) -> None:
@@ -200,30 +313,46 @@ def single_files(found: dict[str, list[Path]], ids: list[str], *, what: str = "i
     return {i: found[i][0] for i in ids}
 
 
-def fitting_mask(image: Path, mask: Path, table: LabelTable, case_id: str) -> NDArray[np.uint8]:
-    """Class ids of a mask file, proven to fit its image file.
+def fitting_axes(shape: tuple[int, ...], spatial_dims: int, path: Path) -> None:
+    """Raise DataError unless a file's image is a picture where pictures are wanted, a volume where volumes are."""
+    if len(shape) == spatial_dims:
+        return
+    size = " x ".join(map(str, shape))
+    if spatial_dims == 2:
+        raise DataError(
+            f"{path} is a volume of {size}; this experiment trains on pictures",
+            hint="Set data.patch_size=[D, H, W] and 3-D networks, or write its slices as pictures.",
+        )
+    raise DataError(
+        f"{path} is a picture of {size}; this experiment trains on volumes (data.patch_size has three numbers)",
+        hint="Give volumes, or a patch_size of two numbers.",
+    )
+
+
+def fitting_mask(
+    raw: np.ndarray, shape: tuple[int, ...], table: LabelTable, case_id: str, path: Path
+) -> NDArray[np.uint8]:
+    """Class ids of raw mask values, proven to fit their image.
 
     Args:
-        image, mask: the two files.
+        raw: (*S) numbers, or colours (*S, 3).
+        shape: S of the image.
         table: raw mask values -> class ids.
-        case_id: for the messages.
+        case_id, path: for the messages.
     Returns:
-        uint8 (H, W).
+        uint8 (*S).
     Raises:
-        DataError: a value without a class, another size than the image, or both; unreadable files.
+        DataError: a value without a class, another size than the image, or both.
     """
-    raw = read_mask(mask)
-    size, hint = stored_size(image), ""
-    faults: list[Fault] = []
-    if raw.shape[:2] != size:
-        text = (
-            f"{case_id}: the mask is {raw.shape[0]} x {raw.shape[1]}, the image {size[0]} x {size[1]} "
-            f"(height x width): {mask}"
-        )
+    hint, faults = "", list[Fault]()
+    if raw.shape[: len(shape)] != shape or raw.ndim - len(shape) not in (0, 1):
+        own, its = (" x ".join(map(str, s)) for s in (raw.shape[: len(shape)], shape))
+        axes = "height x width" if len(shape) == 2 else "slices x rows x columns"
+        text = f"{case_id}: the mask is {own}, the image {its} ({axes}): {path}"
         hint = "make the mask fit its image; nothing is resized silently"
         faults.append(Fault("mask of another size", text, (case_id,)))
     try:
-        ids = table.apply(raw, where=str(mask))
+        ids = table.apply(raw, where=str(path))
     except DataError as error:
         hint = hint or error.hint
         faults.append(Fault("mask value without a class", str(error), (case_id,)))
@@ -245,17 +374,6 @@ def fitting_table(label_table: LabelTable | None, num_classes: int) -> LabelTabl
     if table.num_classes != num_classes:
         raise ConfigError(f"the label table has {table.num_classes} classes, the dataset {num_classes}")
     return table
-
-
-def fitting_intensity(intensity: str) -> str:
-    """``intensity`` itself.
-
-    Raises:
-        ConfigError: not one of ``INTENSITIES``; said when the dataset is built rather than at its first image.
-    """
-    if intensity not in INTENSITIES:
-        raise ConfigError(f"intensity {intensity!r} is unknown; allowed are {', '.join(INTENSITIES)}")
-    return intensity
 
 
 def fitting_spacing(spacing: Sequence[float] | None, *, axes: str) -> tuple[float, ...] | None:

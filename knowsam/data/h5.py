@@ -1,30 +1,29 @@
 """The SSL4MIS layout: HDF5 slices for training, HDF5 volumes for evaluation."""
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from knowsam import io
 from knowsam.data.cache import remembered
-from knowsam.data.folder import fitting_intensity, fitting_spacing, fitting_table, single_files
+from knowsam.data.case import Case
+from knowsam.data.folder import fitting_axes, fitting_mask, fitting_spacing, fitting_table, single_files
 from knowsam.data.labels import LabelTable
-from knowsam.data.readers import MAX_PIXELS, MAX_VOXELS, grey_slices, raw_labels, scan_folder
+from knowsam.data.source import CaseSource
 from knowsam.data.splits import Splits, check_against
-from knowsam.errors import DataError, NotFoundError
+from knowsam.errors import ConfigError, DataError, NotFoundError
+from knowsam.io import Reading
 
-EXTENSIONS = (".h5", ".hdf5")
 
-
-class H5Slices:
+class H5Slices(CaseSource):
     """``Source`` over ``root/data/slices/<case>_slice_<n>.h5`` (train) and ``root/data/<case>.h5`` (val, test).
 
-    A slice file holds the datasets ``image`` (H, W) and ``label`` (H, W), a volume file (D, H, W) each. Intensities are
-    brought to 0..255 slice by slice, in volumes too: a network meets in evaluation what it saw in training. Files are
-    opened for each read and closed again, so nothing is shared with worker processes.
+    A slice file holds the datasets ``image`` (H, W) and ``label`` (H, W), a volume file (D, H, W) each. A slice knows
+    nothing of its volume, so an intensity rule with statistics of a whole volume is refused: a network would meet other
+    greys in evaluation than it saw in training. Files are opened for each read and closed again, so nothing is shared
+    with worker processes.
 
     Args:
         root: the dataset's folder.
@@ -33,8 +32,8 @@ class H5Slices:
         slice_dir, volume_dir: folders inside ``root``.
         image_key, mask_key: names of the two datasets.
         label_table: raw label values -> class ids; None: they are class ids already.
-        intensity: see ``readers.to_uint8``; ``"dtype"`` wants floats in 0..1.
         spacing: (z, y, x) in mm, the same for every case; None when unknown (the format does not say).
+        reading: by which rules files are read; its keys are ``image_key`` and ``mask_key``.
     Raises:
         NotFoundError: ``root`` or one of its folders is not there.
         DataError: listed cases that are not there, or two files of one id.
@@ -52,17 +51,16 @@ class H5Slices:
         image_key: str = "image",
         mask_key: str = "label",
         label_table: LabelTable | None = None,
-        intensity: str = "dtype",
         spacing: tuple[float, float, float] | None = None,
+        reading: Reading | None = None,
     ):
         self.root = Path(root)
         self.splits = splits
         self.num_classes = num_classes
-        self.image_key, self.mask_key = image_key, mask_key
+        # Slices are cut already, so volumes are read as they lie: (D, H, W).
+        self.reading = replace(reading or Reading(), image_key=image_key, mask_key=mask_key)
         self.label_table = fitting_table(label_table, num_classes)
-        self.intensity = fitting_intensity(intensity)
         self._spacing = fitting_spacing(spacing, axes="zyx")
-        self.cache_settings = (intensity, image_key, mask_key, repr(self.label_table))
 
         if not self.root.is_dir():
             raise NotFoundError(f"data folder {self.root} does not exist", hint="set the dataset's root")
@@ -70,7 +68,7 @@ class H5Slices:
         for folder, names in ((slice_dir, ("train",)), (volume_dir, ("val", "test"))):
             listed = [i for name in names for i in getattr(splits, name)]
             if listed:
-                found = scan_folder(self.root / folder, EXTENSIONS)
+                found = io.scan(self.root / folder).files
                 check_against(splits, found, checked=names, where=str(self.root / folder))
                 self._files |= single_files(found, listed)
 
@@ -86,9 +84,24 @@ class H5Slices:
         """Volumes of ``"val"`` or ``"test"``, sorted."""
         return self.splits.of(split)
 
-    def image(self, case_id: str) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3) of a slice, (D, H, W, 3) of a volume. The label dataset is not touched."""
-        return read_h5_image(self.image_path(case_id), self.image_key, self.intensity, ranks=self._ranks(case_id))
+    def case(self, case_id: str) -> Case:
+        """The slice, or the volume, as stored. The label dataset is not touched.
+
+        Raises:
+            ConfigError: a slice, and an intensity rule that wants its whole volume.
+            NotFoundError, DataError: a file that cannot be read, or of other axes.
+        """
+        is_slice = case_id in self.splits.train_set
+        rule = self.preparation.intensity
+        if is_slice and rule.scope == "case" and not rule.pointwise:
+            raise ConfigError(
+                f"data.intensity {rule.about()} wants whole volumes, but {case_id} is a slice",
+                hint="Use scope: slice or scope: dataset, or intensity as_is where the files hold scaled values.",
+            )
+        path = self.image_path(case_id)
+        stored = io.read_image(path, self.reading)
+        fitting_axes(stored.array.shape[1:], 2 if is_slice or stored.array.ndim == 3 else 3, path)
+        return Case(stored.array, self._spacing_of(stored.array.ndim - 1), stored.full_range)
 
     def mask(self, case_id: str) -> NDArray[np.uint8]:
         """uint8 class ids (H, W) of a slice, (D, H, W) of a volume.
@@ -98,24 +111,31 @@ class H5Slices:
         """
         self.splits.require_readable_mask(case_id)
         path = self.image_path(case_id)
-        with _dataset(path, self.image_key, self._ranks(case_id)) as dataset:
-            shape = dataset.shape
-        with _dataset(path, self.mask_key, self._ranks(case_id)) as dataset:
-            raw = dataset[()]
-        if raw.shape != shape:
-            raise DataError(f"{path}: {self.mask_key!r} is {raw.shape}, {self.image_key!r} is {shape}")
-        return self.label_table.apply(raw_labels(raw, where=str(path)), where=str(path))
+        shape = io.header(path, self.reading).shape
+        return fitting_mask(io.read_mask(path, self.reading).array, shape, self.label_table, case_id, path)
+
+    @property
+    def cache_settings(self) -> tuple[object, ...]:
+        """What decides about decoded images and masks beside the files."""
+        return (*super().cache_settings, repr(self.label_table), repr(self.reading))
+
+    def where(self, case_id: str) -> str:
+        """The case in messages: its file."""
+        return str(self.image_path(case_id))
 
     def spacing(self, case_id: str) -> tuple[float, ...] | None:
         """(z, y, x) in mm of a volume, (y, x) of a slice; None when unknown."""
         if self._spacing is None:
             return None
-        with _dataset(self.image_path(case_id), self.image_key, self._ranks(case_id)) as dataset:
-            return self._spacing[-dataset.ndim :]
+        return self._spacing_of(len(io.header(self.image_path(case_id), self.reading).shape))
+
+    def _spacing_of(self, axes: int) -> tuple[float, ...] | None:
+        return None if self._spacing is None else self._spacing[-axes:]
 
     def fingerprint(self, case_id: str) -> str:
         """sha256 of the image dataset, not of the file: that would change with the label."""
-        return self._dataset_sha256(case_id, self.image_key)
+        path = self.image_path(case_id)
+        return remembered(path, f"h5:{self.reading.image_key}", lambda: io.fingerprint(path, "image", self.reading))
 
     def mask_fingerprint(self, case_id: str) -> str:
         """sha256 of the label dataset.
@@ -124,7 +144,8 @@ class H5Slices:
             DataError: an unlabelled training slice.
         """
         self.splits.require_readable_mask(case_id)
-        return self._dataset_sha256(case_id, self.mask_key)
+        path = self.image_path(case_id)
+        return remembered(path, f"h5:{self.reading.mask_key}", lambda: io.fingerprint(path, "mask", self.reading))
 
     def image_path(self, case_id: str) -> Path:
         """The file that holds the case.
@@ -135,73 +156,3 @@ class H5Slices:
         if case_id not in self._files:
             raise DataError(f"{case_id}: in none of the split lists of {self.splits.folder}")
         return self._files[case_id]
-
-    def _ranks(self, case_id: str) -> tuple[int, ...]:
-        return (2,) if case_id in self.splits.train_set else (2, 3)
-
-    def _dataset_sha256(self, case_id: str, key: str) -> str:
-        path = self.image_path(case_id)
-
-        def compute() -> str:
-            with _dataset(path, key, self._ranks(case_id)) as dataset:
-                values = np.ascontiguousarray(dataset[()])
-            return hashlib.sha256(f"{values.dtype.str}{values.shape}".encode() + values.tobytes()).hexdigest()
-
-        return remembered(path, f"h5:{key}", compute)
-
-
-def read_h5_image(path: Path, key: str, intensity: str, *, ranks: tuple[int, ...] = (2, 3)) -> NDArray[np.uint8]:
-    """A dataset of grey values as an image or a volume, each slice brought to 0..255 by itself.
-
-    Args:
-        path: the file.
-        key: the dataset inside it, (H, W) or (D, H, W).
-        intensity: see ``readers.to_uint8``.
-        ranks: numbers of axes that are allowed.
-    Returns:
-        uint8 (H, W, 3) or (D, H, W, 3).
-    Raises:
-        NotFoundError: no such file.
-        DataError: no such dataset, damaged, of another shape, or values that do not fit ``intensity``.
-    """
-    with _dataset(path, key, ranks) as dataset:
-        values = dataset[()]
-    return grey_slices(values, intensity, where=str(path))
-
-
-@contextmanager
-def _dataset(path: Path, key: str, ranks: tuple[int, ...]) -> Iterator[h5py.Dataset]:
-    """An array of a file, proven harmless before it is read; whatever goes wrong becomes an error naming both."""
-    try:
-        # best-effort: a read-only or network disk may know no locks
-        with h5py.File(path, "r", locking="best-effort") as file:
-            _check_link(file, key, path)
-            dataset = file[key]
-            if not isinstance(dataset, h5py.Dataset):
-                raise DataError(f"{path}: {key!r} is a group; needed is a dataset")
-            if dataset.is_virtual or dataset.external:
-                raise DataError(f"{path}: dataset {key!r} takes its values from other files; this is refused")
-            if dataset.ndim not in ranks:
-                wanted = " or ".join("(H, W)" if r == 2 else "(D, H, W)" for r in ranks)
-                raise DataError(f"{path}: dataset {key!r} has shape {dataset.shape}; needed is {wanted}")
-            if dataset.dtype.kind not in "buif":
-                raise DataError(f"{path}: dataset {key!r} is of type {dataset.dtype}; needed are numbers")
-            if 0 in dataset.shape:
-                raise DataError(f"{path}: dataset {key!r} is empty, shape {dataset.shape}")
-            if dataset.shape[-1] * dataset.shape[-2] > MAX_PIXELS or dataset.size > MAX_VOXELS:
-                raise DataError(f"{path}: dataset {key!r} has shape {dataset.shape}; too large to be a medical volume")
-            yield dataset
-    except FileNotFoundError:
-        raise NotFoundError(f"{path} does not exist") from None
-    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py raises each of these on a broken file
-        raise DataError(f"{path}: dataset {key!r} cannot be read, truncated or damaged ({error})") from error
-
-
-def _check_link(file: h5py.File, key: str, path: Path) -> None:
-    """Refuse links: an external one would open any file the user can read."""
-    link = file.get(key, getlink=True)
-    if link is None:
-        there = ", ".join(sorted(file)) or "nothing"
-        raise DataError(f"{path}: there is no dataset {key!r}; the file holds {there}")
-    if not isinstance(link, h5py.HardLink):
-        raise DataError(f"{path}: {key!r} is a link to another place; this is refused")

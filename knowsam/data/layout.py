@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from knowsam import io
 from knowsam.data.labels import IGNORE_ID
-from knowsam.data.readers import EXTENSIONS, scan_folder
 from knowsam.errors import DataError, NotFoundError
 
 Folders = str | Mapping[str, str]
@@ -35,7 +35,7 @@ MASK_FOLDERS = (
     "gt",
 )
 LABELLED_FOLDERS = ("labelled", "labeled", "annotated")
-VOLUME_EXTENSIONS = (".nii", ".gz")  # of the latter those with .nii before it
+VOLUME_EXTENSIONS = (".nii", ".nii.gz")
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled", "unlabelled_images", "unlabeled_images", "unannotated")
 SPLIT_WORDS = {
     "train": ("train", "training", "tr"),
@@ -62,7 +62,7 @@ _MASK_FOLDER_WORDS = {*(name.casefold() for name in MASK_FOLDERS), "truth", "seg
 _NUMBER = r"[ _-]?\(?\d+\)?\Z"  # of a further mask: a_mask_1, a_mask2, a_mask (3)
 _NUMBER_ENDS = set("0123456789)")
 _SET_OFF_NUMBER = r"[ _-]\(?\d+\)?\Z"
-_UNREAD_KINDS = {".gif", ".webp", ".jp2", ".dcm", ".nii", ".gz", ".npy", ".npz", ".mha", ".mhd", ".nrrd", ".h5"}
+_UNREAD_KINDS = {".jp2", ".dcm", ".nii", ".gz", ".npy", ".npz", ".mha", ".mhd", ".nrrd", ".h5"}
 _UNREAD_KINDS |= {".heic", ".avif", ".jxl", ".svs", ".ppm", ".pgm", ".pbm", ".tga", ".psd", ".mat", ".ima", ".dicom"}
 _MASK_SUFFIX = re.compile(rf"(?i)[ _.-]+{_MASK_WORDS}(?={_NUMBER}|\Z)")
 _DEEPEST = 4  # levels of folders above one that holds images and masks
@@ -77,7 +77,12 @@ def pictures_below(folder: Path) -> dict[str, list[Path]]:
     Raises:
         NotFoundError: no such folder.
     """
-    return scan_folder(folder, EXTENSIONS)
+    return _named(folder, io.PICTURES)
+
+
+def _named(folder: Path, extensions: Iterable[str]) -> dict[str, list[Path]]:
+    """Files by their names alone; none is opened."""
+    return dict(sorted(io.scan_folder(folder, frozenset(extensions), lambda path: False, series=False).files.items()))
 
 
 def volumes_below(folder: Path) -> dict[str, list[Path]]:
@@ -88,14 +93,7 @@ def volumes_below(folder: Path) -> dict[str, list[Path]]:
     Raises:
         NotFoundError: no such folder.
     """
-    found: dict[str, list[Path]] = {}
-    for name, files in scan_folder(folder, VOLUME_EXTENSIONS).items():
-        for path in files:
-            if path.suffix.lower() == ".nii":
-                found.setdefault(name, []).append(path)
-            elif name.lower().endswith(".nii"):
-                found.setdefault(name[: -len(".nii")], []).append(path)
-    return dict(sorted(found.items()))
+    return _named(folder, VOLUME_EXTENSIONS)
 
 
 Scan = Callable[[Path], dict[str, list[Path]]]
@@ -174,7 +172,7 @@ class Layout:
         for folders in (self.images, self.masks or self.images):
             for _, folder in folders_of(self.root, folders):
                 paths |= unread_files(folder)
-        return Counter(path.suffix.lower() for path in paths)
+        return Counter(_extension(path.name) for path in paths)
 
     def split(self, case_id: str) -> str | None:
         """The ready-made split of a case: ``train``, ``val`` or ``test``; None where there are none."""
@@ -245,7 +243,7 @@ def without_suffix(found: Mapping[str, list[Path]], suffix: str) -> dict[str, li
     """The files whose names end in ``suffix`` before the extension, by id without it.
 
     Args:
-        found: id -> files, as ``scan_folder`` gives them.
+        found: id -> files, as ``io.scan`` gives them.
         suffix: what a name must end in; empty: all are taken.
     """
     if not suffix:
@@ -345,7 +343,7 @@ def unread_files(folder: Path) -> set[Path]:
     for parent, folders, files in os.walk(folder.absolute()):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
         paths |= {Path(parent, name) for name in files if not name.startswith(".")}
-    return {path for path in paths if path.suffix.lower() in _UNREAD_KINDS}
+    return {path for path in paths if path.suffix.lower() in _UNREAD_KINDS - set(io.PICTURES)}
 
 
 def find_layout(
@@ -377,8 +375,8 @@ def find_layout(
                 f"the folder of {noun} {folder} does not exist", hint=f"Give an existing one with --{what}."
             )
     found = _arranged(top, Path(masks) if masks is not None else None)
-    if unlabelled is None and (inner := _named(top, UNLABELLED_FOLDERS)) and not _covers(found, inner):
-        unlabelled = _named(inner, IMAGE_FOLDERS) or inner
+    if unlabelled is None and (inner := _by_name(top, UNLABELLED_FOLDERS)) and not _covers(found, inner):
+        unlabelled = _by_name(inner, IMAGE_FOLDERS) or inner
     if unlabelled is not None:
         found = _with_unlabelled(found, Path(unlabelled))
     return _fitting(replace(found, scan=scan), image_suffix, mask_suffix)
@@ -412,21 +410,21 @@ def _extension(name: str) -> str:
 def _arranged(top: Path, masks: Path | None) -> Layout:
     """Folders of images and masks, suffixes still open; the first arrangement that fits."""
     if masks is not None:
-        inner = _named(top, IMAGE_FOLDERS)
+        inner = _by_name(top, IMAGE_FOLDERS)
         return _two_folders(inner or top, masks)
     by_name = _by_split_names(top)
     if by_name is not None:
         return by_name
-    inner, beside = _named(top, IMAGE_FOLDERS), _named(top, MASK_FOLDERS)
+    inner, beside = _by_name(top, IMAGE_FOLDERS), _by_name(top, MASK_FOLDERS)
     if inner is not None and beside is not None:
         return _two_folders(inner, beside)
-    labelled = _named(top, LABELLED_FOLDERS)
-    if labelled is not None and _named(top, UNLABELLED_FOLDERS) is not None:
+    labelled = _by_name(top, LABELLED_FOLDERS)
+    if labelled is not None and _by_name(top, UNLABELLED_FOLDERS) is not None:
         return _arranged(labelled, None)
     tree = _tree(top)
     if tree is not None:
         return tree
-    beside = beside or _named(top.parent, MASK_FOLDERS)
+    beside = beside or _by_name(top.parent, MASK_FOLDERS)
     if beside is not None and beside != top:
         return _two_folders(top, beside)
     return Layout(top.absolute(), ".", ".", split_of=_splits_inside(top))
@@ -503,7 +501,7 @@ def _tree(top: Path) -> Layout | None:
         seen += 1
         if seen > _MOST_FOLDERS:
             return
-        images, masks = _named(folder, IMAGE_FOLDERS), _named(folder, MASK_FOLDERS)
+        images, masks = _by_name(folder, IMAGE_FOLDERS), _by_name(folder, MASK_FOLDERS)
         if depth and images is not None:
             pairs[folder.relative_to(top).as_posix()] = (images.name, masks.name if masks else None)
         elif depth < _DEEPEST:
@@ -585,22 +583,22 @@ def _alone(ids: set[str], names: set[str]) -> bool:
 def _nothing(top: Path) -> NotFoundError:
     return NotFoundError(
         f"no picture in {top}; there are:\n{show_tree(top)}",
-        hint=f"Read are {', '.join(EXTENSIONS)}, arranged as {WANTED}.",
+        hint=f"Read are {', '.join(io.PICTURES)}, arranged as {WANTED}.",
     )
 
 
 def _unfitting(found: Layout, ids: set[str], names: set[str]) -> DataError:
     assert found.masks is not None
     unread = Counter(
-        p.suffix.lower() for _, folder in folders_of(found.root, found.masks) for p in unread_files(folder)
+        _extension(p.name) for _, folder in folders_of(found.root, found.masks) for p in unread_files(folder)
     )
     instead = f"are {', '.join(f'{n} {kind}' for kind, n in unread.most_common(3))}" if unread else "do not exist"
     hint = (
         "A mask is called like its image, or like it plus an ending (--mask-suffix, --image-suffix); "
-        f"extensions may differ ({', '.join(EXTENSIONS)})."
+        f"extensions may differ ({', '.join(io.PICTURES)})."
     )
     if unread and not names:
-        hint = f"Masks of this kind are not read here; save them as PNG. Read are {', '.join(EXTENSIONS)}."
+        hint = f"Masks of this kind are not read here; save them as PNG. Read are {', '.join(io.PICTURES)}."
     return DataError(
         f"no mask fits an image: images are called {_some(ids)}; masks {_some(names) or instead}. "
         f"In {found.root} there are:\n{show_tree(found.root)}",
@@ -685,7 +683,7 @@ def _subfolders(folder: Path) -> list[str]:
         return []
 
 
-def _named(folder: Path, names: tuple[str, ...]) -> Path | None:
+def _by_name(folder: Path, names: tuple[str, ...]) -> Path | None:
     wanted = [name.casefold() for name in names]
     there = {name.casefold(): folder / name for name in _subfolders(folder)}
     return next((there[name] for name in wanted if name in there), None)

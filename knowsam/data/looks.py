@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from knowsam.data.intensity import as_picture
+
 _SIDE = 32
 _FREQUENCIES = 8
 _DCT = np.cos(np.pi * np.outer(np.arange(_FREQUENCIES), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE))  # (8, 32)
@@ -42,11 +44,13 @@ def look(image: np.ndarray) -> Look:
     """The look of one picture.
 
     Args:
-        image: uint8 (H, W, 3).
+        image: levels (H, W, C), uint8 or uint16. They are compared in 8 bits, so that a copy is found at any depth.
     """
+    if image.dtype != np.uint8:
+        image = np.rint(image.astype(np.float32) / 257).astype(np.uint8)
     image = np.ascontiguousarray(image)
-    grey = Image.fromarray(image).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    thumbnail = np.asarray(grey)
+    grey = Image.fromarray(np.ascontiguousarray(as_picture(image))).convert("L")
+    thumbnail = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX))
     low = (_DCT @ thumbnail.astype(np.float64) @ _DCT.T).ravel()[1:]  # without the mean, which is light alone
     bits = int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
     return Look("" if (image == image[:1, :1]).all() else pixels_sha256(image), bits, thumbnail)

@@ -18,10 +18,10 @@ import numpy as np
 
 from knowsam.data.cache import default_folder
 from knowsam.data.index import ALIGN, FORMAT, MAGIC, NOTHING, Index, Kind, packed
-from knowsam.data.readers import EXTENSIONS as PICTURES
 from knowsam.data.splits import unlistable
 from knowsam.errors import DataError, KnowsamError, NotFoundError, StorageError
 from knowsam.files import storage_error, write_atomically
+from knowsam.io import PICTURES
 
 if sys.platform != "win32":
     import fcntl

@@ -11,10 +11,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from knowsam.data.streams import derive_seed
+from knowsam.data.labels import IGNORE_ID
+from knowsam.data.seeds import derive_seed
 from knowsam.errors import ConfigError
 
-UNKNOWN = 255
+UNKNOWN = IGNORE_ID
 """Class id where nothing is known; also that of what a mask lacks where a volume is smaller than the patch."""
 PER_CLASS = 1000
 """Voxels that an index keeps of a class: 12 kB, and centres that lie as those of all voxels do."""

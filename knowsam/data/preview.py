@@ -9,9 +9,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from knowsam.data.batch import Batch, Ids
 from knowsam.data.check import Findings
-from knowsam.data.readers import resize_image, resize_mask
+from knowsam.data.intensity import as_picture, same_levels
+from knowsam.data.seeds import derive_seed
+from knowsam.data.sizing import Fit
 from knowsam.data.source import Source
-from knowsam.data.streams import RawBatch, derive_seed
+from knowsam.data.streams import RawBatch
 from knowsam.errors import DataError
 from knowsam.palette import class_colour
 
@@ -25,6 +27,7 @@ def preview_cases(
     augment: Callable[..., Batch],
     *,
     image_size: int,
+    fit: str = "squash",
     class_names: Sequence[str],
     seed: int = 0,
     rows: int = 4,
@@ -36,6 +39,7 @@ def preview_cases(
         found: what is wrong with them; broken cases are not drawn, and empty masks only for want of others.
         augment: called as (raw batch, seed=...).
         image_size: S, pixels.
+        fit: how images come to S x S, see ``sizing.Fit``.
         class_names: K names.
         seed: of the run whose first views are drawn.
         rows: most cases of each kind.
@@ -52,9 +56,11 @@ def preview_cases(
     unlabelled = _spread([i for i in source.train_ids() if i not in known and i not in broken], rows)
     if not labelled:
         raise DataError("no labelled case can be read")
-    first, second = (_images(source, ids, image_size) for ids in (labelled, unlabelled))
-    masks = np.stack([resize_mask(source.mask(i), image_size) for i in labelled])
-    images, ids, others = (torch.from_numpy(x.copy()) for x in (first, masks, second))
+    fitting = Fit(image_size, fit)
+    first, second = same_levels([_images(source, ids, fitting) for ids in (labelled, unlabelled)])
+    second = second if len(second) else first[:0]
+    masks = np.stack([fitting.mask(source.mask(i)) for i in labelled])
+    images, ids, others = (_tensor(x) for x in (first, masks, second))
     raw = RawBatch(images, ids, others, Ids(tuple(labelled), tuple(unlabelled)), images[:0], ids[:0])
     batch = augment(raw, seed=derive_seed(seed, "augment", 0, 0))
     return preview(first, masks, second, batch, names=labelled, unlabelled_names=unlabelled, class_names=class_names)
@@ -64,10 +70,17 @@ def _spread(ids: list[str], count: int) -> list[str]:
     return [ids[n * len(ids) // count] for n in range(count)] if len(ids) > count else ids
 
 
-def _images(source: Source, ids: Sequence[str], size: int) -> np.ndarray:
-    """uint8 (N, 3, S, S)."""
-    images = [np.moveaxis(resize_image(source.image(i), size), 2, 0) for i in ids]
-    return np.stack(images) if images else np.empty((0, 3, size, size), np.uint8)
+def _images(source: Source, ids: Sequence[str], fitting: Fit) -> np.ndarray:
+    """Levels (N, C, S, S)."""
+    found = [source.image(case_id) for case_id in ids]
+    if any(image.ndim != 3 for image in found):
+        raise DataError("the preview draws pictures, and these are volumes", hint="Look at knowsam predict --overlays.")
+    images = [np.moveaxis(fitting.image(image), 2, 0) for image in found]
+    return np.stack(same_levels(images)) if images else np.empty((0, 3, fitting.size, fitting.size), np.uint8)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else array.copy())
 
 
 def preview(
@@ -147,7 +160,7 @@ def contour(mask: np.ndarray, width: int = 1) -> np.ndarray:
 
 def _tile(image: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
     """(3, S, S) -> a tile; the contour is drawn at the tile's own resolution, so that it stays thin."""
-    picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, 2)))
+    picture = Image.fromarray(np.ascontiguousarray(as_picture(np.moveaxis(image, 0, 2))))
     picture = picture.resize((_TILE, _TILE), Image.Resampling.BILINEAR)
     if mask is None:
         return picture

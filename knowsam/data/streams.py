@@ -1,24 +1,22 @@
 """The labelled and the unlabelled stream: which images batch t holds, as a pure function of (seed, rank, t)."""
 
-import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from knowsam.data.batch import Ids
 from knowsam.data.cache import DecodedCache
+from knowsam.data.intensity import same_levels
+from knowsam.data.patches import ForegroundIndex, draw_patch
+from knowsam.data.seeds import derive_seed
 from knowsam.errors import DataError
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from any number of integers and words; different words give unrelated seeds."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 @lru_cache(maxsize=8)
@@ -38,16 +36,48 @@ def stream_indices(count: int, *, seed: int, stream: str, start: int, length: in
     ]
 
 
+def weighted_indices(
+    groups: Mapping[str, Sequence[int]],
+    weights: Mapping[str, float],
+    *,
+    seed: int,
+    stream: str,
+    start: int,
+    length: int,
+) -> list[int]:
+    """As ``stream_indices``, over groups of rows that have shares of their own.
+
+    A pass holds as many images as there are rows, of each group its share; a group goes on in the next pass where it
+    stopped in the last, so that each of its rows is seen as often. Any position is computed directly.
+
+    Args:
+        groups: rows by name.
+        weights: shares by name, any positive numbers.
+    """
+    total, whole = sum(map(len, groups.values())), sum(weights[name] for name in groups)
+    quota = {name: max(1, round(total * weights[name] / whole)) for name in groups}
+    slots = [(name, n) for name, count in quota.items() for n in range(count)]
+    found = []
+    for position in range(start, start + length):
+        epoch, place = divmod(position, len(slots))
+        name, n = slots[int(_permutation(len(slots), seed, stream, epoch)[place])]
+        rows = groups[name]
+        own_epoch, own_place = divmod(epoch * quota[name] + n, len(rows))
+        found.append(rows[int(_permutation(len(rows), seed, f"{stream} {name}", own_epoch)[own_place])])
+    return found
+
+
 class RawBatch(NamedTuple):
     """Decoded, not yet augmented.
 
     Attributes:
-        labelled: uint8 (L, C, *S).
-        mask: uint8 (L, *S) class ids.
-        unlabelled: uint8 (U, C, *S).
+        labelled: (L, C, *S) levels: uint8 (255 is 1.0) or int32 (65535 is 1.0).
+        mask: uint8 (L, *S) class ids, 255 where nothing is known.
+        unlabelled: (U, C, *S) levels.
         ids: of the rows.
-        second: uint8 (L, C, *S), a second labelled batch, drawn apart; L = 0 if nobody needs one.
+        second: (L, C, *S) levels, a second labelled batch, drawn apart; L = 0 if nobody needs one.
         second_mask: uint8 (L, *S).
+        valid_classes: bool (L, K), which classes the masks of the labelled rows tell apart; None: all of them do.
     """
 
     labelled: Tensor
@@ -56,6 +86,7 @@ class RawBatch(NamedTuple):
     ids: Ids
     second: Tensor
     second_mask: Tensor
+    valid_classes: Tensor | None = None
 
     def to(self, device: torch.device) -> "RawBatch":
         """The same on another device, without waiting for the copies."""
@@ -64,7 +95,8 @@ class RawBatch(NamedTuple):
             for x in (self.labelled, self.mask, self.unlabelled, self.second, self.second_mask)
         )
         # A loader that pins memory has made lists of the tuples.
-        return RawBatch(labelled, mask, unlabelled, Ids(*map(tuple, self.ids)), second, second_mask)
+        classes = None if self.valid_classes is None else self.valid_classes.to(device, non_blocking=True)
+        return RawBatch(labelled, mask, unlabelled, Ids(*map(tuple, self.ids)), second, second_mask, classes)
 
 
 class TwoStreams(Dataset[RawBatch]):
@@ -77,6 +109,12 @@ class TwoStreams(Dataset[RawBatch]):
         seed: of the run.
         rank, world_size: this process among all; each takes its slice of the global batch.
         second_labelled: also draw a second batch of ``labelled_batch`` labelled cases.
+        patch_size: cut crops of this size, pixels or voxels, out of cases of any size; None: cases are of one size.
+        foreground: share of the labelled crops that are drawn around a voxel of a foreground class. Crops of unlabelled
+            cases are drawn anywhere: nobody may know where their foreground is.
+        weights: share of each data set in the images of both streams; a case's id begins with its data set's name and
+            ``/``. None: every case is as likely.
+        valid_classes: bool (K,) by name of a data set whose masks tell only some classes apart.
     Raises:
         DataError: no labelled case, or unlabelled images asked for and none there.
     """
@@ -92,6 +130,10 @@ class TwoStreams(Dataset[RawBatch]):
         rank: int = 0,
         world_size: int = 1,
         second_labelled: bool = False,
+        patch_size: tuple[int, ...] | None = None,
+        foreground: float = 0.5,
+        weights: Mapping[str, float] | None = None,
+        valid_classes: Mapping[str, NDArray[np.bool_]] | None = None,
     ):
         if not labelled.ids:
             raise DataError("the labelled list is empty: nothing to learn from")
@@ -106,6 +148,13 @@ class TwoStreams(Dataset[RawBatch]):
         if second_labelled:
             self.batch["second"] = labelled_batch
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.patch_size, self.foreground, self.weights = patch_size, foreground, weights
+        self.valid_classes = dict(valid_classes or {})
+        self._groups: dict[str, dict[str, list[int]]] = {}
+        self._foreground: list[ForegroundIndex] = []
+        if patch_size is not None:
+            assert labelled.masks is not None, "labelled cases are cached with their masks"
+            self._foreground = [ForegroundIndex.of(labelled.masks.view(row)) for row in range(len(labelled))]
 
     def fingerprint(self) -> dict[str, str]:
         """Stream -> name of its decoded cache: it changes with the list, with any image and with any labelled mask."""
@@ -118,7 +167,11 @@ class TwoStreams(Dataset[RawBatch]):
         if not size:
             return []
         start = (t * self.world_size + self.rank) * size
-        return stream_indices(len(self._cache(stream).ids), seed=self.seed, stream=stream, start=start, length=size)
+        ids = self._cache(stream).ids
+        if self.weights:
+            groups = self._groups.get(stream) or self._groups.setdefault(stream, _by_data_set(ids))
+            return weighted_indices(groups, self.weights, seed=self.seed, stream=stream, start=start, length=size)
+        return stream_indices(len(ids), seed=self.seed, stream=stream, start=start, length=size)
 
     def ids(self, stream: str, t: int) -> tuple[str, ...]:
         """Case ids of a stream in this rank's batch t."""
@@ -126,17 +179,49 @@ class TwoStreams(Dataset[RawBatch]):
         return tuple(self._cache(stream).ids[row] for row in rows) if rows else ()
 
     def __getitem__(self, t: int) -> RawBatch:
-        labelled, unlabelled, second = (self.indices(stream, t) for stream in ("labelled", "unlabelled", "second"))
-        images, masks = self.labelled.images, self.labelled.masks
-        assert masks is not None, "labelled cases are cached with their masks"
+        labelled, mask = self._rows("labelled", t)
+        unlabelled, _ = self._rows("unlabelled", t)
+        second, second_mask = self._rows("second", t)
+        labelled, unlabelled, second = _of_one_type(labelled, unlabelled, second)
+        ids = Ids(*(self.ids(stream, t) for stream in ("labelled", "unlabelled", "second")))
+        nothing = labelled[:0]
         return RawBatch(
-            torch.from_numpy(images[labelled]),
-            torch.from_numpy(masks[labelled]),
-            torch.from_numpy(self._cache("unlabelled").images[unlabelled] if unlabelled else images[:0].copy()),
-            Ids(*(self.ids(stream, t) for stream in ("labelled", "unlabelled", "second"))),
-            torch.from_numpy(images[second]),
-            torch.from_numpy(masks[second]),
+            labelled,
+            mask,
+            nothing if unlabelled is None else unlabelled,
+            ids,
+            nothing if second is None else second,
+            mask[:0] if second_mask is None else second_mask,
+            self._valid(ids.labelled),
         )
+
+    def _valid(self, ids: Sequence[str]) -> Tensor | None:
+        if not self.valid_classes:
+            return None
+        whole = np.ones_like(next(iter(self.valid_classes.values())))
+        return torch.from_numpy(np.stack([self.valid_classes.get(i.partition("/")[0], whole) for i in ids]))
+
+    def _rows(self, stream: str, t: int) -> tuple[Any, Any]:
+        """Levels and masks of a stream's batch as tensors; None for what there is not."""
+        rows = self.indices(stream, t)
+        if not rows:
+            return None, None
+        cache = self._cache(stream)
+        masks = cache.masks if stream != "unlabelled" else None
+        if self.patch_size is None:
+            images = cache.images[rows]
+            return _tensor(images), None if masks is None else _tensor(masks[rows])
+        crops, crop_masks = [], []
+        first = (t * self.world_size + self.rank) * len(rows)  # drawn by place in the stream, whoever holds it
+        for place, row in enumerate(rows):
+            rng = np.random.Generator(np.random.Philox(derive_seed(self.seed, "crop", stream, first + place)))
+            mask, index = (None, None) if masks is None else (masks.view(row), self._foreground[row])
+            # Only mapped: a crop reads no more than itself.
+            image, cut = draw_patch(cache.images.view(row), mask, self.patch_size, rng, index, self.foreground)
+            crops.append(image)
+            if cut is not None:
+                crop_masks.append(cut)
+        return _tensor(np.stack(same_levels(crops))), _tensor(np.stack(crop_masks)) if crop_masks else None
 
     def _cache(self, stream: str) -> DecodedCache:
         cache = self.unlabelled if stream == "unlabelled" else self.labelled
@@ -160,6 +245,26 @@ class TwoStreams(Dataset[RawBatch]):
             generator=torch.Generator().manual_seed(0),
             multiprocessing_context="forkserver" if workers else None,
         )
+
+
+def _by_data_set(ids: Sequence[str]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for row, case_id in enumerate(ids):
+        groups.setdefault(case_id.partition("/")[0], []).append(row)
+    return groups
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """uint8 as it is; uint16, of which torch knows little, as int32."""
+    return torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else array)
+
+
+def _of_one_type(*streams: Tensor | None) -> list[Any]:
+    """Levels of all streams as uint8 or, where one of them holds deeper images, all as int32 (255 becomes 65535)."""
+    if all(levels is None or levels.dtype == torch.uint8 for levels in streams):
+        return list(streams)
+    deep = [levels is None or levels.dtype == torch.int32 for levels in streams]
+    return [levels if fits else levels.int() * 257 for levels, fits in zip(streams, deep, strict=True)]  # type: ignore[union-attr]
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from knowsam import io
+from knowsam.data.case import Case as StoredCase
+from knowsam.data.intensity import AsIs, Intensity, MinMax, Percentile, Preparation, as_picture
 from knowsam.data.labels import IGNORE_ID, LabelTable
 from knowsam.data.layout import Layout, merge_masks
 from knowsam.data.looks import Look, look
-from knowsam.data.readers import grey_slices, is_deep, raw_labels, read_image, read_mask
 from knowsam.data.splits import unlistable
-from knowsam.data.traits import Traits, file_traits, turned_mask_note
-from knowsam.data.volume_files import read_nifti
+from knowsam.data.traits import Traits, file_traits, is_deep, turned_mask_note
 from knowsam.errors import DataError, Fault, KnowsamError
 
 Value = int | tuple[int, int, int]
@@ -84,10 +85,14 @@ class Survey:
     orphans: list[str] = field(default_factory=list)
 
 
+RULES: dict[str, Intensity] = {"as_is": AsIs(), "minmax": MinMax(), "percentile": Percentile()}
+"""Intensity rules that a survey can look through, by the name that an experiment has for them."""
+
+
 def survey(
     layout: Layout,
     *,
-    intensity: str = "dtype",
+    intensity: str = "as_is",
     merge: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Survey:
@@ -95,7 +100,7 @@ def survey(
 
     Args:
         layout: where they lie.
-        intensity: see ``readers.to_uint8``.
+        intensity: one of ``RULES``.
         merge: several masks of one image are parts of one; else such images count as without mask.
         progress: called as (cases done, cases in all).
     Raises:
@@ -159,30 +164,47 @@ def _is_volume(path: Path) -> bool:
 
 
 def _picture_case(case_id: str, path: Path, intensity: str) -> Case:
-    pixels = read_image(path, intensity)
+    pixels = _as_seen(path, intensity)
     return Case(case_id, path, look(pixels), traits=file_traits(path), shape=pixels.shape[:2])
+
+
+def _as_seen(path: Path, intensity: str) -> np.ndarray:
+    """uint8 (H, W, 3)."""
+    stored = io.read_image(path)
+    if stored.array.ndim != 3:
+        size = " x ".join(map(str, stored.array.shape[1:]))
+        raise DataError(f"{path}: is a volume of {size}, not a picture", hint="Give volumes in a folder of their own.")
+    case = StoredCase(stored.array, None, stored.full_range, stored.display)
+    channels = 3 if len(stored.array) in (1, 3) else len(stored.array)
+    return as_picture(Preparation(RULES[intensity], channels)(case, str(path)))
 
 
 def _volume_case(case_id: str, path: Path) -> Case:
     """Its look is that of the slice in the middle."""
-    volume = read_nifti(path)
-    array = volume.array
+    volume = io.read_image(path)
+    if len(volume.array) > 1:
+        raise DataError(f"{path}: has {len(volume.array)} channels; needed are volumes of three axes and one channel")
+    array = volume.array[0]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{path}: {int((~np.isfinite(array)).sum())} voxels are NaN or infinite")
-    middle = grey_slices(array[len(array) // 2], "percentile", where=str(path))
-    facts = VolumeFacts(volume.spacing, float(array.min()), float(array.max()))
+    if array.ndim != 3:
+        raise DataError(f"{path}: has axes {array.shape}; needed are three")
+    middle = as_picture(Preparation(Percentile())(StoredCase(array[None, len(array) // 2])))
+    facts = VolumeFacts(volume.spacing or (1.0, 1.0, 1.0), float(array.min()), float(array.max()))
     return Case(case_id, path, look(middle), shape=array.shape, volume=facts)
 
 
 def _fitting_mask(path: Path, case: Case) -> np.ndarray:
     """Raw values of a mask of its image's size; those of a volume as one tall picture."""
     if case.volume is not None:
-        volume = raw_labels(read_nifti(path).array, where=str(path))
+        volume = io.read_mask(path).array
         if volume.shape != case.shape:
             sizes = (" x ".join(map(str, shape)) for shape in (volume.shape, case.shape))
             raise DataError(f"{path}: the mask is {next(sizes)}, the image {next(sizes)} (slices x rows x columns)")
         return volume.reshape(-1, volume.shape[-1])
-    raw, shape = read_mask(path), case.shape
+    stored, shape = io.read_mask(path), case.shape
+    raw = stored.array
+    case.mask_traits = replace(case.mask_traits, by="index" if stored.by == "index" else "colour")
     if raw.shape[:2] != shape:
         why = turned_mask_note(case.traits, case.mask_traits) if raw.shape[:2] == shape[::-1] else ""
         raise DataError(
@@ -216,7 +238,7 @@ def raw_values(raw: np.ndarray, where: str) -> dict[Value, int]:
     """Pixels of each raw value of a mask.
 
     Args:
-        raw: as ``read_mask`` gives it, (H, W) or (H, W, 3).
+        raw: as ``io.read_mask`` gives it, (H, W) or (H, W, 3).
         where: file name for the message.
     Raises:
         DataError: a photograph rather than a mask.
@@ -330,16 +352,18 @@ def suggest_intensity(images: Iterable[Path], sample: int = 32) -> tuple[str, st
     brightest = []
     for path in deep[:: max(1, len(deep) // sample)]:
         try:
-            brightest.append(int(read_image(path, "dtype").max()))
+            stored = io.read_image(path)
+            levels = AsIs()(StoredCase(stored.array, None, stored.full_range, stored.display), str(path))
+            brightest.append(int(levels.max()) / (255 if levels.dtype == np.uint8 else 65535))
         except DataError as error:
             try:
-                read_image(path, "percentile")
+                _as_seen(path, "percentile")
             except KnowsamError:
                 continue  # broken under any rule
             return "percentile", f"{len(deep)} images hold more than 8 bits, and not all in a known range ({error})"
         except KnowsamError:
             continue
-    if brightest and np.median(brightest) < 128:
-        share = f"{100 * float(np.median(brightest)) / 255:.0f} %"
+    if brightest and np.median(brightest) < 0.5:
+        share = f"{100 * float(np.median(brightest)):.0f} %"
         return "percentile", f"{len(deep)} images hold more than 8 bits, of whose range they use about {share}"
-    return "dtype", ""
+    return "as_is", ""

@@ -4,19 +4,23 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import ExifTags, Image
 
-from knowsam.data.readers import is_deep
+from knowsam import io
 from knowsam.errors import KnowsamError
+from knowsam.io.palettes import DARK
 
 Colour = tuple[int, int, int]
 
-ORIENTATION_RULE = (
-    "Neither image nor mask is turned, in training and in prediction: pixels stay as they are stored, while viewers "
-    "turn them"
-)
-"""What happens to pictures with an orientation tag."""
+ORIENTATION_RULES: dict[Literal["apply", "stored"], str] = {
+    "apply": "Image and mask are turned, each as its own tag says and as viewers show them, in training and in "
+    "prediction; data.reading={orientation: stored} leaves both as they are stored",
+    "stored": "Neither image nor mask is turned, in training and in prediction, as data.reading={orientation: stored} "
+    "says",
+}
+"""What happens to pictures with an orientation tag, by ``Reading.orientation``."""
 
 _TURNS = {
     2: "mirrored",
@@ -27,7 +31,7 @@ _TURNS = {
     7: "transposed and turned",
     8: "turned by 270 degrees",
 }
-_BLACK, _WHITE = 64, 192  # brightness at most, at least
+_NEARLY_BLACK = 64
 _SHOWN = 3
 
 
@@ -39,11 +43,13 @@ class Traits:
         orientation: EXIF or TIFF tag, 1..8; 1: as it is stored.
         palette: colours by index; None: the file has no palette.
         deep: more than 8 bits a value.
+        by: of a mask with a palette, what was read: its indices, or its colours (or grey levels).
     """
 
     orientation: int = 1
     palette: tuple[Colour, ...] | None = None
     deep: bool = False
+    by: Literal["index", "colour"] = "index"
 
 
 def file_traits(path: str | Path) -> Traits:
@@ -59,11 +65,23 @@ def file_traits(path: str | Path) -> Traits:
     return Traits(orientation if orientation in _TURNS else 1, palette, deep)
 
 
-def orientation_note(images: Mapping[str, Traits], masks: Mapping[str, Traits]) -> str | None:
+def is_deep(path: str | Path) -> bool:
+    """Whether a picture stores more than 8 bits a value, from the header alone.
+
+    Raises:
+        KnowsamError: as ``io.header``.
+    """
+    return io.header(path).dtype.itemsize > 1
+
+
+def orientation_note(
+    images: Mapping[str, Traits], masks: Mapping[str, Traits], rule: Literal["apply", "stored"] = "apply"
+) -> str | None:
     """How many pictures have an orientation tag, and what becomes of it; None without any.
 
     Args:
         images, masks: by id.
+        rule: ``Reading.orientation``.
     """
     said = []
     for what, traits in (("image", images), ("mask", masks)):
@@ -76,11 +94,11 @@ def orientation_note(images: Mapping[str, Traits], masks: Mapping[str, Traits]) 
     if not said:
         return None
     unlike = [i for i, t in masks.items() if t.orientation == 1 and images.get(i, Traits()).orientation != 1]
-    text = ". ".join(said) + f". {ORIENTATION_RULE}"
-    if unlike:
+    text = ". ".join(said) + f". {ORIENTATION_RULES[rule]}"
+    if unlike and rule == "apply":
         text += (
-            f". {len(unlike)} masks have no such tag: those drawn over the image as a viewer shows it do not lie on "
-            "its objects. Look at knowsam check --preview; storing the images upright mends it"
+            f". {len(unlike)} masks have no such tag: they must have been drawn over the image as a viewer shows it. "
+            "Where they were drawn on the stored pixels, they miss its objects: look at knowsam check --preview"
         )
     return text
 
@@ -88,57 +106,47 @@ def orientation_note(images: Mapping[str, Traits], masks: Mapping[str, Traits]) 
 def turned_mask_note(image: Traits, mask: Traits) -> str:
     """Why a mask has height and width of its image exchanged, to end a message with; empty if that is not known."""
     if image.orientation >= 5 and mask.orientation < 5:
-        return f"; it would fit the image {_TURNS[image.orientation]} as its EXIF orientation {image.orientation} says"
+        return (
+            f"; it would fit the image as it is stored, before its EXIF orientation {image.orientation} is applied: "
+            "data.reading={orientation: stored}"
+        )
     return ""
 
 
-@dataclass(frozen=True)
-class PaletteNote:
-    """What palettes of masks say.
+def palette_note(masks: Mapping[str, Traits], used: Mapping[str, Iterable[int]]) -> str | None:
+    """What keeps palettes of a set of masks from being read alike; None if nothing does.
 
-    Attributes:
-        text: for people.
-        ambiguous: index and colour disagree between files, so reading by index would mix classes up.
-    """
-
-    text: str
-    ambiguous: bool
-
-
-def palette_note(masks: Mapping[str, Traits], used: Mapping[str, Iterable[int]]) -> PaletteNote | None:
-    """Whether palettes of masks contradict the indices that are read; None if they do not.
+    ``io.PaletteWatch`` refuses the same, at the first mask that contradicts an earlier one; this names all.
 
     Args:
         masks: by id; those without a palette play no part.
-        used: id -> indices that occur in the mask.
+        used: id -> indices that occur in the mask, of those that are read by index.
     """
+    ids: dict[str, list[str]] = {"index": [], "colour": []}
     holders: dict[int, dict[Colour, list[str]]] = defaultdict(lambda: defaultdict(list))
     for case_id, traits in masks.items():
-        for index in used.get(case_id, ()) if traits.palette else ():
-            if index < len(traits.palette or ()):
-                holders[index][(traits.palette or ())[index]].append(case_id)
-    unlike = {index: colours for index, colours in holders.items() if len(colours) > 1}
-    if unlike:
-        index, colours = min(unlike.items())
-        shown = "; ".join(f"{_name(colour)} in {len(ids)} ({_some(ids)})" for colour, ids in colours.items())
-        return PaletteNote(
-            f"palette masks disagree: index {index} is {shown}. Masks are read by index, so one class would be two "
-            "different things",
-            True,
+        if not traits.palette:
+            continue
+        colours = {index: traits.palette[index] for index in used.get(case_id, ()) if index < len(traits.palette)}
+        if traits.by == "index" and all(max(colour) <= DARK for colour in colours.values()):
+            continue  # black all over: agrees with every reading
+        ids[traits.by].append(case_id)
+        for index, colour in colours.items() if traits.by == "index" else ():
+            holders[index][colour].append(case_id)
+    if ids["index"] and ids["colour"]:
+        return (
+            f"palette masks disagree: {len(ids['index'])} are read by index ({_some(ids['index'])}), "
+            f"{len(ids['colour'])} by colour or grey level ({_some(ids['colour'])}): one class would be several values"
         )
-    colours_of = {index: next(iter(colours)) for index, colours in holders.items()}
-    if len(colours_of) > 1 and 0 in colours_of and min(colours_of[0]) >= _WHITE:
-        dark = [index for index, colour in colours_of.items() if max(colour) <= _BLACK]
-        if dark:
-            table = {0: dark[0], **{n: k for n, k in enumerate((i for i in colours_of if i != dark[0]), start=1)}}
-            flow = ", ".join(f"{k}: {v}" for k, v in table.items())
-            return PaletteNote(
-                f"palette masks show index 0 as {_name(colours_of[0])} and index {dark[0]} as "
-                f"{_name(colours_of[dark[0]])}. Masks are read by index: class 0, background, is what viewers show "
-                f"white. If black is background, give --labels '{{{flow}}}'",
-                False,
-            )
-    return None
+    unlike = {index: colours for index, colours in holders.items() if len(colours) > 1}
+    if not unlike:
+        return None
+    index, found = min(unlike.items())
+    shown = "; ".join(f"{_name(colour)} in {len(those)} ({_some(those)})" for colour, those in found.items())
+    return (
+        f"palette masks disagree: index {index} is {shown}. Masks are read by index, so one class would be two "
+        "different things"
+    )
 
 
 def depth_note(brightest: Mapping[str, int], traits: Mapping[str, Traits]) -> str | None:
@@ -148,13 +156,13 @@ def depth_note(brightest: Mapping[str, int], traits: Mapping[str, Traits]) -> st
         brightest: id -> largest value of the image as the network sees it, 0..255.
         traits: of the image files by id.
     """
-    dark = {i: value for i, value in brightest.items() if traits.get(i, Traits()).deep and value < _BLACK}
+    dark = {i: value for i, value in brightest.items() if traits.get(i, Traits()).deep and value < _NEARLY_BLACK}
     if not dark:
         return None
     return (
         f"{len(dark)} of {len(brightest)} images hold more than 8 bits and use little of their range, as 12 bits in "
         f"16-bit files do: they come out nearly black, at most {max(dark.values())} of 255; {_some(dark)}. Bring them "
-        "to the whole range by data.source.intensity=percentile (or minmax), for all images alike"
+        "to the whole range by data.intensity={name: percentile} (or minmax), for all images alike"
     )
 
 

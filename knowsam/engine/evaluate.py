@@ -17,7 +17,7 @@ from knowsam.data.source import Source
 from knowsam.engine.scores import MEAN, Evaluation
 from knowsam.errors import DataError
 from knowsam.inference.postprocess import Spec, apply, candidates
-from knowsam.inference.predict import PredictFn, Resize, predict_cases
+from knowsam.inference.predict import Inferer, PredictFn, predict_cases
 from knowsam.metrics.segmentation import EMPTY_MODES, IGNORE_ID, METRIC_NAMES, NSD_TOLERANCE, case_metrics
 
 Spacing = Literal["source"] | Sequence[float] | None
@@ -59,7 +59,8 @@ def evaluate(
     distances: bool = True,
     empty: str = "exclude",
     autocast: torch.dtype | None = None,
-    resize: Resize | None = None,
+    fit: str = "squash",
+    inferer: Inferer | None = None,
     read_ahead: int = 4,
     progress: Callable[[int, int], None] | None = None,
     cases: Sequence[str] | None = None,
@@ -82,7 +83,7 @@ def evaluate(
         distances: False leaves HD95, ASD and NSD out, which is quick.
         empty: whether cases where target and prediction both lack a class ``"include"`` or ``"exclude"`` in its means.
         autocast: bfloat16 or float16 for the network; None computes in its own precision.
-        resize: how images come to S x S; the training reader's if None.
+        fit, inferer: how the network sees a case, as for ``predict_case``.
         read_ahead: cases that a background thread reads while the network works.
         progress: called as ``progress(done, total)`` after each case.
         cases: ids to score instead of a split's, which ``split`` then only names.
@@ -108,7 +109,8 @@ def evaluate(
         num_classes=source.num_classes,
         outputs=outputs,
         autocast=autocast,
-        resize=resize,
+        fit=fit,
+        inferer=inferer,
         read_ahead=read_ahead,
     )
     # Closed at once when something below raises: the module must be back in training mode, and the reader gone.
@@ -202,7 +204,8 @@ def choose_postprocess(
     device: torch.device | str,
     outputs: Sequence[str] | None = None,
     autocast: torch.dtype | None = None,
-    resize: Resize | None = None,
+    fit: str = "squash",
+    inferer: Inferer | None = None,
     read_ahead: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -232,7 +235,8 @@ def choose_postprocess(
         num_classes=source.num_classes,
         outputs=outputs,
         autocast=autocast,
-        resize=resize,
+        fit=fit,
+        inferer=inferer,
         read_ahead=read_ahead,
     )
     with contextlib.closing(predictions):
@@ -266,7 +270,8 @@ def validate(
     device: torch.device | str,
     class_names: Sequence[str] | None = None,
     autocast: torch.dtype | None = None,
-    resize: Resize | None = None,
+    fit: str = "squash",
+    inferer: Inferer | None = None,
     read_ahead: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -288,7 +293,8 @@ def validate(
         class_names=class_names,
         distances=False,
         autocast=autocast,
-        resize=resize,
+        fit=fit,
+        inferer=inferer,
         read_ahead=read_ahead,
         progress=progress,
     )

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 
 from knowsam.data.batch import Batch
-from knowsam.data.streams import TwoStreams, derive_seed
+from knowsam.data.seeds import derive_seed
+from knowsam.data.streams import TwoStreams
 from knowsam.engine.cost import Cost
 from knowsam.engine.distributed import Rank
 from knowsam.engine.options import TrainOptions

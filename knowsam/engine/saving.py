@@ -43,6 +43,7 @@ class RunRecord:
         config: resolved configuration, YAML text: the weights know their architecture.
         data: name -> fingerprint of all images and masks that decide about the weights, those for validation included.
         lineage: the parts that it took from other runs.
+        preparation: how images were prepared, with what was fitted; see ``data.intensity.Preparation``.
         code: the user's own modules; None where nobody asks.
         accept_code: go on with modules of the user's that have changed, and say so, rather than refuse.
     """
@@ -50,6 +51,7 @@ class RunRecord:
     config: str
     data: Mapping[str, str]
     lineage: Sequence[Mapping[str, Any]] = ()
+    preparation: Mapping[str, Any] = field(default_factory=dict)
     code: OwnCode | None = None
     accept_code: bool = False
 
@@ -147,6 +149,7 @@ class Saver:
             "step": self._state.step,
             "best": self._state.best,
             "config": self._record.config,
+            "preparation": dict(self._record.preparation),
         }
 
     def _mend_best(self) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from knowsam.data.source import Source
-from knowsam.data.splits import GROUPS_FILE, read_groups
+from knowsam.data.splits import DUPLICATES_FILE, GROUPS_FILE, read_groups
 from knowsam.errors import DataError, NotFoundError
 
 FOLDER, DOMAIN = "folder", "domain"
 
-DUPLICATES_FILE = "near_duplicates.csv"
+
 """Beside the lists where pictures of one list show the same thing: ``id,group``, those pictures only."""
 
 

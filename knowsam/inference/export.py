@@ -1,7 +1,7 @@
 """A deployed network as one file that runs without knowsam: ONNX, torch.export (pt2) or TorchScript.
 
-The file takes float32 (B, 3, H, W) in 0..1, with any B and any H and W that are multiples of 16 (or of what the network
-wants; or of one size, where it takes no other), and normalises inside.
+The file takes float32 (B, C, H, W) in 0..1, or (B, C, D, H, W) for volumes, with any B and any D, H and W that are
+multiples of 16 (or of what the network wants; or of one size, where it takes no other), and normalises inside.
 It is checked against the network before anything is written.
 """
 
@@ -46,19 +46,28 @@ METADATA = "knowsam"
 
 
 class Deployed(nn.Module):
-    """What is exported: image (B, 3, H, W) in 0..1 -> probabilities or logits (B, K, H, W).
+    """What is exported: image (B, C, *S) in 0..1 -> probabilities or logits (B, K, *S).
 
     Args:
         network: image -> logits. May have ``undecided(images, margin)``, see ``check``.
         gives: ``probabilities`` or ``logits``.
+        channels: C.
+        spatial_dims: 2, or 3 for volumes.
     """
 
-    def __init__(self, network: nn.Module, gives: Literal["probabilities", "logits"] = "probabilities") -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        gives: Literal["probabilities", "logits"] = "probabilities",
+        channels: int = 3,
+        spatial_dims: int = 2,
+    ) -> None:
         super().__init__()
         if gives not in GIVES:
             raise ValueError(f"gives must be one of {GIVES}, got {gives!r}")
         self.network = network
         self.gives = gives
+        self.channels, self.spatial_dims = channels, spatial_dims
         self.image_size = fixed_side(network)
         self.multiple = multiple_of(network)
 
@@ -66,10 +75,11 @@ class Deployed(nn.Module):
         """Two images of unequal sides, as an axis of length 1 or two alike would be taken for a fixed one."""
         side = self.image_size or 0
         least = -(-SMALLEST // self.multiple) * self.multiple
-        return torch.rand(2, 3, side or 2 * least, side or 3 * least)
+        sides = [side or times * least for times in (2, 3, 4)[: self.spatial_dims]]
+        return torch.rand(2, self.channels, *sides)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, K, H, W)."""
+        """(B, C, *S) -> (B, K, *S)."""
         logits = self.network(image)
         return logits.softmax(1) if self.gives == "probabilities" else logits
 
@@ -94,13 +104,13 @@ class Parity:
         largest_difference: of any number of the output, without those in ``ties``.
         ties: pixels that differ by more than ``TOLERANCE`` because two classes tie in a student there.
         pixels: how many were compared.
-        checked: shapes (B, H, W) of the images.
+        checked: shapes (B, *S) of the images.
     """
 
     largest_difference: float
     ties: int
     pixels: int
-    checked: tuple[tuple[int, int, int], ...]
+    checked: tuple[tuple[int, ...], ...]
 
 
 def export_network(
@@ -110,15 +120,19 @@ def export_network(
     *,
     gives: Literal["probabilities", "logits"] = "probabilities",
     image_size: int,
+    channels: int = 3,
+    spatial_dims: int = 2,
 ) -> tuple[bytes, Parity]:
     """Make the file and check it.
 
     Args:
-        network: (B, 3, H, W) in 0..1 -> logits (B, K, H, W); left as it is.
+        network: (B, C, *S) in 0..1 -> logits (B, K, *S); left as it is.
         file_format: one of ``FORMATS``.
         description: plain values that the file shall hold as JSON.
         gives: what the file's output is.
         image_size: S that the network was trained for; the file is checked on S x S and on other sizes.
+        channels: C.
+        spatial_dims: 2, or 3 for volumes, which the file takes patch by patch.
     Returns:
         The file's content, and how it compares with ``network``.
     Raises:
@@ -127,7 +141,7 @@ def export_network(
     """
     require(file_format)
     # Weights in the plain layout: the layout of the computation is the network's own business.
-    module = Deployed(copy.deepcopy(network).cpu(), gives).eval()
+    module = Deployed(copy.deepcopy(network).cpu(), gives, channels, spatial_dims).eval()
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # absent from torch's annotations
     text = json.dumps(description, indent=2)
     try:
@@ -199,7 +213,7 @@ def check(module: Deployed, exported: Callable[[Tensor], Tensor], *, image_size:
     shapes = _shapes(module, image_size)
     largest, ties, pixels = 0.0, 0, 0
     for number, shape in enumerate(shapes):
-        images = _images(shape, seed=number)
+        images = _images(shape, module.channels, seed=number)
         with torch.no_grad():
             difference = (exported(images) - module(images)).abs().amax(1)  # (B, H, W)
             jumped = (difference > TOLERANCE) & torch.isfinite(difference)
@@ -222,30 +236,36 @@ def check(module: Deployed, exported: Callable[[Tensor], Tensor], *, image_size:
     return Parity(largest, ties, pixels, shapes)
 
 
-def _shapes(module: Deployed, image_size: int) -> tuple[tuple[int, int, int], ...]:
-    """(B, H, W) of the images that a file is checked on."""
+def _shapes(module: Deployed, image_size: int) -> tuple[tuple[int, ...], ...]:
+    """(B, *S) of the images that a file is checked on."""
+    axes = module.spatial_dims
     if module.image_size is not None:
-        return tuple((count, module.image_size, module.image_size) for count in (1, 3))
+        return tuple((count, *[module.image_size] * axes) for count in (1, 3))
     step = module.multiple
     least = -(-SMALLEST // step) * step
     half = max(least, image_size // 2 // step * step)
-    return (1, image_size, image_size), (3, half, image_size), (2, image_size + step, max(least, image_size - step))
+    less = max(least, image_size - step)
+    if axes == 3:
+        return (1, *[image_size] * 3), (2, half, image_size, less)
+    return (1, image_size, image_size), (3, half, image_size), (2, image_size + step, less)
 
 
-def _images(shape: tuple[int, int, int], seed: int) -> Tensor:
-    """Smooth patches with noise, (B, 3, H, W) in 0..1."""
-    count, height, width = shape
+def _images(shape: tuple[int, ...], channels: int, seed: int) -> Tensor:
+    """Smooth patches with noise, (B, C, *S) in 0..1."""
+    count, *sides = shape
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, 3, 8, 8, generator=generator)
-    smooth = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
-    return (smooth + 0.05 * torch.randn(count, 3, height, width, generator=generator)).clamp(0, 1)
+    coarse = torch.rand(count, channels, *[8] * len(sides), generator=generator)
+    mode = "bicubic" if len(sides) == 2 else "trilinear"
+    smooth = F.interpolate(coarse, size=tuple(sides), mode=mode, align_corners=False)
+    return (smooth + 0.05 * torch.randn(count, channels, *sides, generator=generator)).clamp(0, 1)
 
 
 def _program(module: Deployed) -> torch.export.ExportedProgram:
     axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if module.image_size is None:
         step = module.multiple
-        for axis, name in ((2, "rows"), (3, "columns")):
+        names = ("rows", "columns") if module.spatial_dims == 2 else ("slices", "rows", "columns")
+        for axis, name in enumerate(names, start=2):
             axes[axis] = step * torch.export.Dim(name, min=-(-SMALLEST // step), max=LARGEST // step)
     example, shapes = module.example(), {"image": axes}
     program = torch.export.export(module, (example,), dynamic_shapes=shapes)

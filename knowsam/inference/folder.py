@@ -1,6 +1,7 @@
 """Many files in, a folder of predictions out: the tree of the input below ``masks/``, ``probabilities/`` and so on."""
 
 import contextlib
+import functools
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from knowsam import io as io_room
+from knowsam.data.intensity import Preparation, as_picture
 from knowsam.errors import ConfigError, DataError, KnowsamError, NotFoundError, NumericError
 from knowsam.files import storage_error, write_bytes
-from knowsam.inference.files import InputFile, Kind, Nifti, OutputKind
+from knowsam.inference.files import InputFile, OutputKind
 from knowsam.inference.overlay import draw_outlines, draw_sheet
+from knowsam.inference.postprocess import Spec, apply
 from knowsam.inference.predict import PredictFn, Segmentation, segment
+from knowsam.io import PredictionKind
 
 OF_ONE_FILE = (DataError, NotFoundError, NumericError)
 """What may be wrong with one file and is no reason to give up the others; a full disk is."""
@@ -42,7 +47,7 @@ class Wanted:
     def targets(self, file: InputFile, out: Path) -> dict[OutputKind, Path]:
         """The files that are made of ``file``, by kind; the mask comes last."""
         extensions: dict[OutputKind, str] = {"overlays": ".png"} if self.overlays else {}
-        kinds: tuple[Kind, ...] = ("probabilities", "uncertainty", "masks")
+        kinds: tuple[PredictionKind, ...] = ("probabilities", "uncertainty", "masks")
         extensions |= {kind: file.extension(kind) for kind in kinds if kind == "masks" or getattr(self, kind)}
         return {kind: out / kind / f"{file.stem}{extension}" for kind, extension in extensions.items()}
 
@@ -70,6 +75,8 @@ def predict_files(
     out: str | Path,
     wanted: Wanted,
     *,
+    preparation: Preparation,
+    postprocess: Spec = None,
     overwrite: bool = False,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
@@ -82,10 +89,12 @@ def predict_files(
     Each of them is written all or nothing, the mask last.
 
     Args:
-        predict_fn: gives one output, (B, 3, S, S) in 0..1 -> {name: logits (B, K, h, w)}.
+        predict_fn: gives one output, (B, C, S, S) in 0..1 -> {name: logits (B, K, h, w)}.
         files: from ``find_inputs``.
         out: folder; made if it is not there.
         wanted: what to write.
+        preparation: from stored values to what the network sees, as in training.
+        postprocess: what is done to label maps, see ``inference.postprocess``; None: nothing.
         overwrite: predict also what is there already.
         workers: threads that read, and as many that write.
         progress: called with (files dealt with, files to deal with).
@@ -126,14 +135,19 @@ def predict_files(
             if stop():
                 return
             begun += 1
-            yield name, file.read
+            yield name, functools.partial(_levels, file, preparation)
 
     def then(name: str, image: np.ndarray | None, by_output: dict[str, Segmentation]) -> None:
         [segmentation] = by_output.values()
+        if postprocess is not None:
+            file = todo[name]
+            known = io_room.header(file.path, file.reading).spacing
+            segmentation.labels = apply(segmentation.labels, postprocess, known)
         write_prediction(todo[name], image, segmentation, out, wanted)
 
     # Enough pictures to fill the next batch, but volumes are large.
-    ahead = 2 if any(isinstance(file, Nifti) for file in files) else workers + settings["batch_size"]
+    volumes = any(file.extension("masks") != ".png" for file in files)
+    ahead = 2 if volumes else workers + settings["batch_size"]
     results = segment(
         predict_fn,
         named_images(),
@@ -161,6 +175,10 @@ def predict_files(
     return outcome
 
 
+def _levels(file: InputFile, preparation: Preparation) -> np.ndarray:
+    return preparation(file.read(), str(file.path))
+
+
 def write_prediction(
     file: InputFile, image: np.ndarray | None, segmentation: Segmentation, out: Path, wanted: Wanted
 ) -> None:
@@ -168,7 +186,7 @@ def write_prediction(
 
     Args:
         file: of which this is the prediction.
-        image: uint8 (H, W, 3) or (D, H, W, 3), as it was read; needed for overlays.
+        image: levels (H, W, C) or (D, H, W, C), as they were prepared; needed for overlays.
         segmentation: labels (H, W) or (D, H, W), with the probabilities and the uncertainty that are wanted.
         out: folder of all predictions.
         wanted: what to write.
@@ -181,7 +199,7 @@ def write_prediction(
         if kind == "overlays":
             if image is None:
                 raise ValueError("overlays are drawn on the image, which is None; keep it, or leave overlays out")
-            content = _png((draw_sheet if labels.ndim == 3 else draw_outlines)(image, labels))
+            content = _png((draw_sheet if labels.ndim == 3 else draw_outlines)(as_picture(image), labels))
         else:
             values = to_values(labels, wanted.values) if kind == "masks" else getattr(segmentation, kind)
             content = file.encode(kind, values, wanted.classes)

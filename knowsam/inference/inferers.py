@@ -7,11 +7,9 @@ Shapes *S are (H, W) or (D, H, W), the image's own size. An image is (C, *S) flo
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -67,54 +65,6 @@ class Inferer(ABC):
             (K, *S) float32 by output name; on the CPU where they are large.
         """
         return _joined(self.parts(predict_fn, image), image.shape[1:])
-
-
-class Resize(Inferer):
-    """The whole image at the size that the network was trained on; its logits back at the image's own.
-
-    Args:
-        size: side of the square or cube, or one an axis.
-        resize: brings levels (C, *S) to (C, *size), as training did. Ours if None: linear, low-pass filtered along
-            axes that shrink; for 8-bit pictures the very same arithmetic as ``data.readers.resize_image``.
-    """
-
-    def __init__(
-        self, size: int | Sequence[int], resize: Callable[[NDArray[Any], tuple[int, ...]], NDArray[Any]] | None = None
-    ) -> None:
-        self.size = size if isinstance(size, int) else tuple(size)
-        self._resize = resize
-
-    def fit(self, image: Tensor) -> Tensor:
-        """(C, *S) -> (C, *size), float32 in 0..1, on the same device."""
-        size = self._sides(image.ndim - 1)
-        if tuple(image.shape[1:]) == size:
-            return to_unit(image)
-        if self._resize is not None:
-            small = torch.from_numpy(np.ascontiguousarray(self._resize(image.cpu().numpy(), size)))
-            return to_unit(small.to(image.device))
-        if image.dtype == torch.uint8 and len(size) == 2:
-            from knowsam.data.readers import resize_image
-
-            # Pillow computes in whole numbers, each channel by itself; networks of today were trained on that.
-            planes = [resize_image(plane, size) for plane in image.cpu().numpy()]
-            return to_unit(torch.from_numpy(np.stack(planes)).to(image.device))
-        return _shrink(to_unit(image), size)
-
-    def unfit(self, logits: Tensor, shape: Sequence[int]) -> Tensor:
-        """(K, *s) of a fitted image -> float32 (K, *shape)."""
-        return _interpolate(logits[None].float(), shape)[0]
-
-    def batch(self, predict_fn: PredictFn, images: Tensor) -> dict[str, Tensor]:
-        """As :meth:`Inferer.batch`."""
-        logits = _predict(predict_fn, torch.stack([self.fit(image) for image in images]))
-        # One by one: interpolated logits of a whole batch of large images would all be there at once, twice.
-        return {name: torch.stack([self.unfit(one, images.shape[2:]) for one in x]) for name, x in logits.items()}
-
-    def _sides(self, dims: int) -> tuple[int, ...]:
-        size = (self.size,) * dims if isinstance(self.size, int) else self.size
-        if len(size) != dims:
-            raise ValueError(f"the size is {size}, one number an axis, and the image has {dims} axes")
-        return size
 
 
 class SlidingWindow(Inferer):
@@ -234,10 +184,10 @@ class SlidingWindow(Inferer):
 
 
 class SliceBySlice(Inferer):
-    """A volume as the batch of its slices, for networks of images.
+    """A volume as the batch of its slices, for networks of images; an image as itself.
 
     Args:
-        inferer: of a slice (C, H, W), such as :class:`Resize`.
+        inferer: of a slice (C, H, W).
         batch_size: slices at a time, >= 1.
     Raises:
         ValueError: batch_size below 1.
@@ -254,13 +204,10 @@ class SliceBySlice(Inferer):
         return {name: torch.stack([logits[name] for logits in found]) for name in found[0]}
 
     def parts(self, predict_fn: PredictFn, image: Tensor) -> Iterator[tuple[Place, dict[str, Tensor]]]:
-        """As :meth:`Inferer.parts`, ``batch_size`` slices at a time.
-
-        Raises:
-            ValueError: the image is no volume.
-        """
-        if image.ndim != 4:
-            raise ValueError(f"the image is {tuple(image.shape)}; slices are of a volume (C, D, H, W)")
+        """As :meth:`Inferer.parts`, ``batch_size`` slices at a time."""
+        if image.ndim == 3:
+            yield from self.inferer.parts(predict_fn, image)
+            return
         depth, height, width = image.shape[1:]
         for first in range(0, depth, self.batch_size):
             place = slice(first, min(first + self.batch_size, depth))

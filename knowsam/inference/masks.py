@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from knowsam.data.readers import EXTENSIONS, raw_labels, read_mask, scan_folder
+from knowsam import io
 from knowsam.errors import DataError
 
 ARRAYS = (".nii", ".nii.gz", ".h5", ".hdf5", ".npz", ".npy")
@@ -41,9 +40,9 @@ def find_masks(folder: str | Path, case_ids: Sequence[str], *, suffix: str = "")
         DataError: two files of one case, or two cases whose last parts are alike and that only these could tell apart.
     """
     folder = Path(folder)
-    last = tuple(dict.fromkeys([*EXTENSIONS, *ARRAYS, ".gz"]))
+    endings = frozenset([*io.PICTURES, *ARRAYS])
     by_name: dict[str, list[Path]] = {}
-    for files in scan_folder(folder, last).values():
+    for files in io.scan_folder(folder, endings, lambda path: False, series=False).files.values():
         for file in files:
             name = file.relative_to(folder).as_posix()
             extension = next((e for e in ARRAYS if name.lower().endswith(e)), file.suffix)
@@ -90,13 +89,7 @@ def read_raw(path: Path) -> np.ndarray:
     """
     name = path.name.lower()
     try:
-        if name.endswith((".nii", ".nii.gz")):
-            import nibabel
-
-            volume: Any = nibabel.load(path)
-            array = np.asanyarray(volume.dataobj)
-            array = array.reshape((*array.shape, 1)[:3]).transpose(2, 1, 0)  # (x, y, z) -> (D, H, W)
-        elif name.endswith((".h5", ".hdf5")):
+        if name.endswith((".h5", ".hdf5")):
             import h5py
 
             with h5py.File(path, "r") as file:
@@ -106,14 +99,14 @@ def read_raw(path: Path) -> np.ndarray:
             loaded = np.load(path, allow_pickle=False)
             array = loaded if isinstance(loaded, np.ndarray) else loaded[_only(list(loaded), path)]
         else:
-            return read_mask(path)
+            return io.read_mask(path).array
     except DataError:
         raise
     except Exception as error:  # a broken file makes these libraries raise nearly any class
         raise DataError(
             f"{path}: not a mask that can be read ({str(error).splitlines()[0] if str(error) else error!r})"
         ) from error
-    return raw_labels(array, str(path))
+    return io.raw_labels(array, str(path))
 
 
 def _only(names: list[str], path: Path) -> str:

@@ -13,22 +13,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from knowsam.data.intensity import WHITE, same_levels
+from knowsam.data.sizing import Fit
 from knowsam.data.source import Source
 from knowsam.errors import DataError, NumericError
+from knowsam.inference.inferers import Inferer
 from knowsam.losses.entropy import entropy_map
 
 _T = TypeVar("_T")
 
 PredictFn = Callable[[Tensor], dict[str, Tensor]]
-"""(B, 3, S, S) in 0..1 -> logits (B, K, h, w) by output name; ``method.predict`` is one."""
+"""(B, C, *S) in 0..1 -> logits (B, K, *s) by output name; ``method.predict`` is one."""
 
-Resize = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
-"""uint8 (H, W, 3), S -> uint8 (S, S, 3)."""
+NamedImages = Iterable[tuple[str, Callable[[], np.ndarray]]]
+"""Case ids, and what reads each image: levels, uint8 or uint16, (H, W, C), or (D, H, W, C) for a volume."""
 
-NamedImages = Iterable[tuple[str, Callable[[], NDArray[np.uint8]]]]
-"""Case ids, and what reads each image: uint8 (H, W, 3), or (D, H, W, 3) for a volume."""
+IN_MEMORY = 2**30
+"""Bytes of an image up to which it goes to the network's device as a whole, where an inferer cuts it up."""
 
 FLIPS = ((), (-1,), (-2,), (-2, -1))
 """Axes of the views that :func:`with_flips` averages: none, horizontal, vertical, both."""
@@ -49,13 +51,13 @@ class Segmentation:
     uncertainty: NDArray[np.float32] | None = None
 
 
-Then = Callable[[str, NDArray[np.uint8] | None, dict[str, Segmentation]], Any]
+Then = Callable[[str, np.ndarray | None, dict[str, Segmentation]], Any]
 """Case id, the image as read (if kept), segmentations by output name -> what ``segment`` shall yield for the case."""
 
 
 def predict_case(
     predict_fn: PredictFn,
-    image: NDArray[np.uint8],
+    image: np.ndarray,
     *,
     image_size: int,
     batch_size: int,
@@ -63,24 +65,26 @@ def predict_case(
     num_classes: int | None = None,
     outputs: Sequence[str] | None = None,
     autocast: torch.dtype | None = None,
-    resize: Resize | None = None,
+    fit: str = "squash",
+    inferer: Inferer | None = None,
 ) -> dict[str, NDArray[np.uint8]]:
     """Segment one image, or one volume slice by slice.
 
     Args:
         predict_fn: ``method.predict`` or anything like it; a module behind it is in eval mode meanwhile.
-        image: uint8 (H, W, 3), or (D, H, W, 3) for a volume.
+        image: levels, uint8 or uint16, (H, W, C), or (D, H, W, C) for a volume.
         image_size: S, side of the square the network sees, in pixels.
         batch_size: slices at a time, >= 1.
         device: where the network lives.
         num_classes: K that the logits must have; any if None.
         outputs: names to keep, in this order; all that ``predict_fn`` gives if None.
         autocast: bfloat16 or float16 for the network; None computes in the network's own precision.
-        resize: how images come to S x S; the training reader's ``resize_image`` if None.
+        fit: how images come to S x S, as in training; see ``sizing.Fit``.
+        inferer: sees every case whole, in the place of squares of ``image_size``: tiles, or patches of volumes.
     Returns:
         uint8 class ids (H, W) or (D, H, W) by output name.
     Raises:
-        DataError: the image is not uint8 (H, W, 3) or (D, H, W, 3).
+        DataError: the image is not of levels (H, W, C) or (D, H, W, C).
         ValueError: an output that ``predict_fn`` does not give, logits of a wrong shape, batch_size < 1.
         NumericError: logits that are not finite.
     """
@@ -93,7 +97,8 @@ def predict_case(
         num_classes=num_classes,
         outputs=outputs,
         autocast=autocast,
-        resize=resize,
+        fit=fit,
+        inferer=inferer,
         read_ahead=0,
     )
     return labels
@@ -110,7 +115,8 @@ def predict_cases(
     num_classes: int | None = None,
     outputs: Sequence[str] | None = None,
     autocast: torch.dtype | None = None,
-    resize: Resize | None = None,
+    fit: str = "squash",
+    inferer: Inferer | None = None,
     read_ahead: int = 4,
 ) -> Generator[tuple[str, dict[str, NDArray[np.uint8]]], None, None]:
     """Segment cases of a data set, in the order given; images and slices of neighbouring cases share a batch.
@@ -120,7 +126,8 @@ def predict_cases(
         case_ids: of ``source``.
         read_ahead: cases that a background thread reads and resizes while the network works; 0 reads in turn.
             The order of the cases and the batches do not depend on it.
-        predict_fn, image_size, batch_size, device, num_classes, outputs, autocast, resize: as for ``predict_case``.
+        predict_fn, image_size, batch_size, device, num_classes, outputs, autocast, fit, inferer: as for
+            ``predict_case``.
     Yields:
         (case id, uint8 class ids (H, W) or (D, H, W) by output name).
     Raises:
@@ -135,7 +142,8 @@ def predict_cases(
         num_classes=num_classes,
         outputs=outputs,
         autocast=autocast,
-        resize=resize,
+        fit=fit,
+        inferer=inferer,
         read_ahead=read_ahead,
     )
 
@@ -163,7 +171,7 @@ def with_flips(predict_fn: PredictFn) -> PredictFn:
 
 
 def labels_only(
-    case_id: str, image: NDArray[np.uint8] | None, by_output: dict[str, Segmentation]
+    case_id: str, image: np.ndarray | None, by_output: dict[str, Segmentation]
 ) -> dict[str, NDArray[np.uint8]]:
     """The label maps by output name: what ``segment`` yields by default."""
     return {name: segmentation.labels for name, segmentation in by_output.items()}
@@ -175,9 +183,9 @@ class _Case:
 
     case_id: str
     volume: bool
-    size: tuple[int, int]  # native H, W
-    slices: list[NDArray[np.uint8]]  # (S, S, 3) each
-    image: NDArray[np.uint8] | None  # as read
+    size: tuple[int, ...]  # native H, W; of a case that is seen whole, D, H, W
+    slices: list[np.ndarray]  # levels (S, S, C) each, or the whole case
+    image: np.ndarray | None  # as read
     segmented: list[Future[dict[str, Segmentation]]] = field(default_factory=list)  # one a slice, by output name
     result: Future[Any] | None = None  # of the whole case, once all its slices have been through the network
 
@@ -192,7 +200,8 @@ def segment(
     num_classes: int | None = None,
     outputs: Sequence[str] | None = None,
     autocast: torch.dtype | None = None,
-    resize: Resize | None = None,
+    fit: str = "squash",
+    inferer: Inferer | None = None,
     probabilities: bool = False,
     uncertainty: bool = False,
     then: Then = labels_only,
@@ -220,7 +229,8 @@ def segment(
         finishers: threads that finish.
         tolerate: errors of a single case (reading it, its logits, ``then``) that are yielded in the place of its
             result rather than raised.
-        predict_fn, image_size, batch_size, device, num_classes, outputs, autocast, resize: as for ``predict_case``.
+        predict_fn, image_size, batch_size, device, num_classes, outputs, autocast, fit, inferer: as for
+            ``predict_case``.
     Yields:
         (case id, what ``then`` gave; or an error of ``tolerate``).
     Raises:
@@ -228,18 +238,32 @@ def segment(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
-    if resize is None:
-        # Training's own function: a network should see at test time what it was trained on.
-        from knowsam.data.readers import resize_image
-
-        resize = resize_image
-
     device = torch.device(device)
     waiting: deque[tuple[str, _Case | Exception]] = deque()  # in order; a case, or why there is none
-    batch: list[tuple[_Case, NDArray[np.uint8]]] = []
+    batch: list[tuple[_Case, np.ndarray]] = []
     rows: deque[Future[dict[str, Segmentation]]] = deque()  # slices whose logits are still held
-    finish_slice = functools.partial(_finish_slice, probabilities=probabilities, uncertainty=uncertainty)
-    prepare = functools.partial(_prepare, image_size=image_size, resize=resize, keep_image=keep_images)
+    fitting = Fit(image_size, fit)
+    finish_slice = functools.partial(
+        _finish_slice, fitting=fitting, probabilities=probabilities, uncertainty=uncertainty
+    )
+    prepare = functools.partial(_prepare, fitting=fitting if inferer is None else None, keep_image=keep_images)
+
+    def whole(case: _Case) -> None:
+        """A case that the inferer takes as a whole: what it says of each part is kept, not the part's logits."""
+        assert inferer is not None
+        with torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            found = _in_parts(
+                predict_fn,
+                inferer,
+                case,
+                device,
+                num_classes,
+                outputs=outputs,
+                probabilities=probabilities,
+                uncertainty=uncertainty,
+            )
+        case.segmented.append(_done(found))
+        case.result = pool.submit(_finish_case, case, then)
 
     def flush() -> None:
         predicted = _forward(predict_fn, [image for _, image in batch], device, num_classes, autocast, outputs)
@@ -275,7 +299,9 @@ def segment(
     ):
         for case_id, case in cases:
             waiting.append((case_id, case))
-            if isinstance(case, _Case):
+            if isinstance(case, _Case) and inferer is not None:
+                whole(case)
+            elif isinstance(case, _Case):
                 for image in case.slices:
                     batch.append((case, image))
                     if len(batch) == batch_size:
@@ -288,7 +314,7 @@ def segment(
 
 def _read(
     named_images: NamedImages,
-    prepare: Callable[[str, Callable[[], NDArray[np.uint8]]], _Case],
+    prepare: Callable[[str, Callable[[], np.ndarray]], _Case],
     read_ahead: int,
     readers: int,
     tolerate: tuple[type[Exception], ...],
@@ -315,39 +341,35 @@ def _outcome(future: Future[_T], tolerate: tuple[type[Exception], ...]) -> _T | 
         return error
 
 
-def _prepare(
-    case_id: str, get: Callable[[], NDArray[np.uint8]], *, image_size: int, resize: Resize, keep_image: bool
-) -> _Case:
+def _prepare(case_id: str, get: Callable[[], np.ndarray], *, fitting: Fit | None, keep_image: bool) -> _Case:
     image = np.asarray(get())
-    if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3 or image.size == 0:
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (3, 4) or image.size == 0:
         raise DataError(
-            f"image {case_id!r} is {image.dtype} {image.shape}; allowed: uint8 (H, W, 3) or (D, H, W, 3)",
-            hint="Read it through a source of knowsam.data, which converts to uint8 RGB.",
+            f"image {case_id!r} is {image.dtype} {image.shape}; allowed: levels, uint8 or uint16, (H, W, C) or "
+            "(D, H, W, C)",
+            hint="Read it through a source of knowsam.data, which makes levels of any type.",
         )
+    kept = image if keep_image else None
+    if fitting is None:
+        return _Case(case_id, False, image.shape[:-1], [image], kept)
     volume = image.ndim == 4
-    slices = [resize(one, image_size) for one in (image if volume else image[None])]
-    return _Case(case_id, volume, (image.shape[-3], image.shape[-2]), slices, image if keep_image else None)
+    slices = [fitting.image(one) for one in (image if volume else image[None])]
+    return _Case(case_id, volume, image.shape[-3:-1], slices, kept)
 
 
 def _forward(
     predict_fn: PredictFn,
-    images: list[NDArray[np.uint8]],
+    images: list[np.ndarray],
     device: torch.device,
     num_classes: int | None,
     autocast: torch.dtype | None,
     outputs: Sequence[str] | None,
 ) -> dict[str, Tensor]:
-    stacked = torch.from_numpy(np.stack(images)).to(device)  # (B, S, S, 3)
-    x = stacked.permute(0, 3, 1, 2).contiguous().float() / 255  # (B, 3, S, S)
+    x = _channels_first(np.stack(same_levels(images)), device)  # (B, C, S, S)
     with torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-        predicted = predict_fn(x)
-    if outputs is not None:
-        missing = [name for name in outputs if name not in predicted]
-        if missing:
-            raise ValueError(f"no output {', '.join(map(repr, missing))}; allowed: {', '.join(map(repr, predicted))}")
-        predicted = {name: predicted[name] for name in outputs}
+        predicted = _chosen(predict_fn(x), outputs)
     for name, logits in predicted.items():
-        few, many = (2, 256) if num_classes is None else (num_classes, num_classes)
+        few, many = _classes(num_classes)
         if logits.ndim != 4 or logits.shape[0] != len(images) or not few <= logits.shape[1] <= many:
             raise ValueError(
                 f"output {name!r} has shape {tuple(logits.shape)}; allowed: ({len(images)}, K, h, w), "
@@ -356,22 +378,102 @@ def _forward(
     return predicted
 
 
+def _classes(num_classes: int | None) -> tuple[int, int]:
+    return (2, 256) if num_classes is None else (num_classes, num_classes)
+
+
+def _chosen(predicted: dict[str, Tensor], outputs: Sequence[str] | None) -> dict[str, Tensor]:
+    if outputs is None:
+        return predicted
+    missing = [name for name in outputs if name not in predicted]
+    if missing:
+        raise ValueError(f"no output {', '.join(map(repr, missing))}; allowed: {', '.join(map(repr, predicted))}")
+    return {name: predicted[name] for name in outputs}
+
+
+def _in_parts(
+    predict_fn: PredictFn,
+    inferer: Inferer,
+    case: _Case,
+    device: torch.device,
+    num_classes: int | None,
+    *,
+    outputs: Sequence[str] | None,
+    probabilities: bool,
+    uncertainty: bool,
+) -> dict[str, Segmentation]:
+    """What an inferer says of a whole case (*S), gathered part by part."""
+    [levels] = case.slices
+    image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(levels, -1, 0)).astype(_torch_type(levels)))
+    if levels.nbytes < IN_MEMORY:
+        image = image.to(device)
+    found: dict[str, Segmentation] = {}
+    for place, by_output in inferer.parts(predict_fn, image):
+        for name, raw in _chosen(by_output, outputs).items():
+            logits = raw.float()
+            _refuse_not_finite(logits, name, case.case_id)
+            few, many = _classes(num_classes)
+            if not few <= len(logits) <= many:
+                raise ValueError(
+                    f"output {name!r} has shape {tuple(logits.shape)}; allowed: (K, ...), "
+                    f"K {few if few == many else f'from {few} to {many}'} with the background"
+                )
+            if name not in found:
+                found[name] = Segmentation(
+                    np.zeros(case.size, np.uint8),
+                    np.zeros((len(logits), *case.size), np.float32) if probabilities else None,
+                    np.zeros(case.size, np.float32) if uncertainty else None,
+                )
+            whole = found[name]
+            whole.labels[place] = logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
+            if whole.probabilities is not None:
+                whole.probabilities[(slice(None), *place)] = logits.softmax(0).cpu().numpy()
+            if whole.uncertainty is not None:
+                whole.uncertainty[place] = entropy_map(logits[None])[0].clamp(0, 1).cpu().numpy()
+    return found
+
+
+def _torch_type(levels: np.ndarray) -> Any:
+    return np.uint8 if levels.dtype == np.uint8 else np.int32  # torch knows little of uint16
+
+
+def _refuse_not_finite(logits: Tensor, name: str, case_id: str) -> None:
+    """argmax takes NaN for the largest number: a broken network would give a label map that looks like any other."""
+    if not bool(torch.isfinite(logits).all()):
+        raise NumericError(
+            f"output {name!r} of case {case_id!r} has logits that are not finite",
+            hint="Predict without autocast, or look for a training that diverged.",
+        )
+
+
+def _done(value: _T) -> "Future[_T]":
+    future: Future[_T] = Future()
+    future.set_result(value)
+    return future
+
+
+def _channels_first(levels: np.ndarray, device: torch.device) -> Tensor:
+    """Levels (B, *S, C) -> float32 (B, C, *S) in 0..1."""
+    white = WHITE[levels.dtype]
+    values = levels if levels.dtype == np.uint8 else levels.astype(np.int32)  # torch knows little of uint16
+    return torch.from_numpy(values).to(device).movedim(-1, 1).contiguous().float() / white
+
+
 def _finish_slice(
-    by_output: dict[str, Tensor], case_id: str, size: tuple[int, int], *, probabilities: bool, uncertainty: bool
+    by_output: dict[str, Tensor],
+    case_id: str,
+    size: tuple[int, int],
+    *,
+    fitting: Fit,
+    probabilities: bool,
+    uncertainty: bool,
 ) -> dict[str, Segmentation]:
     """Logits (K, h, w) by output -> what they say at native size (H, W)."""
     found = {}
     for name, raw in by_output.items():
         logits = raw.float()  # autocast leaves bfloat16, whose 8 bits would tie neighbouring classes
-        # argmax takes NaN for the largest number: a broken network would give a label map that looks like any other.
-        if not bool(torch.isfinite(logits).all()):
-            raise NumericError(
-                f"output {name!r} of case {case_id!r} has logits that are not finite",
-                hint="Predict without autocast, or look for a training that diverged.",
-            )
-        if tuple(logits.shape[-2:]) != size:
-            # Enlarged before the argmax, as labels enlarged after it have steps.
-            logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]  # (K, H, W)
+        _refuse_not_finite(logits, name, case_id)
+        logits = fitting.back(logits, *size)  # (K, H, W)
         found[name] = Segmentation(
             logits.argmax(dim=0).to(torch.uint8).cpu().numpy(),
             logits.softmax(0).cpu().numpy() if probabilities else None,

@@ -31,6 +31,7 @@ __all__ = [
     "KINDS",
     "MAX_PIXELS",
     "MAX_VOXELS",
+    "PICTURES",
     "Header",
     "Kind",
     "PaletteWatch",
@@ -50,8 +51,12 @@ __all__ = [
     "read_mask",
     "same_place",
     "scan",
+    "scan_folder",
     "suffix",
 ]
+
+PICTURES: tuple[str, ...] = (*Picture.extensions, *Tiff.extensions)
+"""Extensions of pictures, in small letters, with the dot."""
 
 KINDS: tuple[Kind, ...] = (Dicom(), Picture(), Tiff(), Nifti(), H5(), Npz())
 """Every kind of file. DICOM goes first: what stands before its own mark may be that of a TIFF."""

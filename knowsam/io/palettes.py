@@ -6,12 +6,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from knowsam.errors import DataError
+from knowsam.errors import DataError, Fault
 from knowsam.io.kind import labels_of
 from knowsam.io.stored import StoredMask
 
 Rule = Literal["auto", "index", "colour"]
 Colour = tuple[int, int, int]
+PALETTES = "palettes of masks"
+"""Kind of fault of masks whose palettes do not agree."""
 DARK = 32
 """A colour whose channels all are at most this counts as black: the background."""
 
@@ -90,17 +92,17 @@ class PaletteWatch:
         hint = "set data.reading.palette to colour where colours tell the classes, or to index where the numbers do"
         self._first.setdefault(mask.by, path)
         if len(self._first) > 1:
-            raise DataError(
+            text = (
                 f"masks with palettes do not agree: {self._first['index']} would be read by index, "
-                f"{self._first['colour']} by grey level",
-                hint=hint,
+                f"{self._first['colour']} by grey level"
             )
+            raise DataError(text, hint=hint, faults=[Fault(PALETTES, text)])
         if mask.by == "index":
             for index, colour in mask.palette.items():
                 seen, other = self._colours.setdefault(index, (colour, path))
                 if seen != colour:
-                    raise DataError(
+                    text = (
                         f"masks with palettes do not agree: index {index} is rgb{seen} in {other}, but rgb{colour} "
-                        f"in {path}",
-                        hint=hint,
+                        f"in {path}"
                     )
+                    raise DataError(text, hint=hint, faults=[Fault(PALETTES, text)])

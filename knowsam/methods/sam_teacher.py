@@ -80,10 +80,11 @@ class SamOutput(NamedTuple):
     Attributes:
         loss: SAM's own supervised loss on the labelled images, scalar with gradient; 0 where L is 0.
         logits: (L + U, K, *S), without gradient.
-        confidence: (L + U, *S), probability of its argmax.
+        confidence: (L + U, *S), probability of its argmax; -1 where it was not asked.
         label: (L + U, *S), its argmax.
         known: bool (L + U, *S), False at ignored pixels: nothing is taught there.
         prediction: the same for pictures, with the images that it saw.
+        asked: bool (L + U, *S), where a guide that looks at some slices of volumes was asked; None: everywhere.
     """
 
     loss: Tensor
@@ -92,6 +93,7 @@ class SamOutput(NamedTuple):
     label: Tensor
     known: Tensor
     prediction: Prediction
+    asked: Tensor | None = None
 
 
 class Lesson(NamedTuple):
@@ -133,16 +135,35 @@ class SamTeacher(nn.Module):
         joined = batch.join(batch.strong[0] if self.options.view == "strong" else batch.weak)
         images, labelled, prompt = joined.images, joined.count, prompt.detach()
         if self.options.teacher_mode == "train":
-            learned = self.guide(images, prompt)
-            logits = learned.detach()
+            learned, learned_at = self._ask(images, prompt)
+            logits, asked = learned.detach(), learned_at
         else:
-            learned, logits = self._ask_twice(images, prompt, labelled)
+            learned, learned_at, logits, asked = self._ask_twice(images, prompt, labelled)
         confidence, label = logits.float().softmax(1).max(1)
+        if asked is not None:
+            confidence = confidence.masked_fill(~asked, -1)  # logits of 0 are no opinion: below any threshold
         prediction = Prediction(images, logits, batch.mask, certain_pixels(batch))
-        return SamOutput(supervised_loss(learned, batch), logits, confidence, label, known_pixels(joined), prediction)
+        loss = supervised_loss(learned, batch, valid=None if learned_at is None else learned_at[:labelled])
+        return SamOutput(loss, logits, confidence, label, known_pixels(joined), prediction, asked)
 
-    def _ask_twice(self, images: Tensor, prompt: Tensor, labelled: int) -> tuple[Tensor, Tensor]:
-        """Logits (L, K, *S) that learn, and logits (L + U, K, *S) of eval mode; encoded once where that is the same."""
+    def _ask(self, images: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits, and where the guide was asked; None: everywhere."""
+        where = getattr(self.guide, "valid", None)
+        if where is None:
+            logits: Tensor = self.guide(images, prompt)
+            return logits, None
+        guide, size = cast(Guide, self.guide), images.shape[2:]
+        embedding = guide.encode(images)
+        return guide.decode(embedding, prompt, size), where(embedding, size)
+
+    def _ask_twice(
+        self, images: Tensor, prompt: Tensor, labelled: int
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Logits (L, K, *S) that learn, and logits (L + U, K, *S) of eval mode; encoded once where that is the same.
+
+        After each comes where the guide was asked; None: everywhere.
+        """
+        where = getattr(self.guide, "valid", lambda embedding, size: None)
         guide, size = cast(Guide, self.guide), images.shape[2:]
         if self.options.gradient == "labelled" and 0 < labelled < len(images):
             with torch.no_grad():
@@ -153,7 +174,8 @@ class SamTeacher(nn.Module):
         learned = guide.decode(embedding, prompt, size, first=labelled)
         with evaluating(self.guide), torch.no_grad():
             constant = guide.encode(images) if self._encodes_twice else embedding.detach()
-            return learned, guide.decode(constant, prompt, size)
+            logits = guide.decode(constant, prompt, size)
+        return learned, where(embedding, size), logits, where(constant, size)
 
     def ramp(self, step: int) -> float:
         """Weight of the distillation at update ``step``."""
@@ -171,6 +193,8 @@ class SamTeacher(nn.Module):
         rows = {"joined": slice(None), "labelled": slice(labelled), "unlabelled": slice(labelled, None)}
         for name, student in taught.items():
             target, known = said.logits[rows[student.view]], said.known[rows[student.view]]
+            if said.asked is not None:
+                known = known & said.asked[rows[student.view]]
             valid = sure[rows[student.view]] & known
             if student.transform is not None:
                 as_logits = known.unsqueeze(1).to(target.dtype).expand_as(target)

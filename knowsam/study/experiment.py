@@ -122,6 +122,8 @@ def experiment_text(study: Study, experiment: Path, lists: Path, recipe: Recipe 
         )
     if len(study.drawn.lists[labelled]) == len(study.drawn.lists["train"]):
         lines.append("  unlabelled_includes_labelled: true   # no training image is without a label")
+    if study.volumes is None and study.intensity != "as_is":
+        lines.append(f"  intensity: {{name: {study.intensity}}}   # stored values -> 0..1: docs/intensities.md")
     if study.volumes is not None:
         lines += volume_lines(study.volumes.patch_size(recipe), study.volumes.intensity, recipe)
     elif recipe == "small":
@@ -212,8 +214,6 @@ def _source_block(study: Study) -> dict[str, Any]:
         source["image_suffix"] = layout.image_suffix
     if layout.mask_suffix:
         source["mask_suffix"] = layout.mask_suffix
-    if study.volumes is None and study.intensity != "dtype":
-        source["intensity"] = study.intensity
     if study.options.several_masks == "merge" and layout.further_masks():
         source["merge_masks"] = True
     return source

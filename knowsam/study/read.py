@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from knowsam import io
 from knowsam.data.layout import ANY_NAME, WANTED, Folders, Layout, find_layout, pictures_below, show_tree, volumes_below
 from knowsam.data.make_splits import ALL_MASKS, Amount, Drawn, draw, tie_units
-from knowsam.data.readers import EXTENSIONS
 from knowsam.data.splits import group_of, read_groups
 from knowsam.data.survey import Survey, suggest_intensity, survey, without_strange_masks
 from knowsam.data.traits import orientation_note, palette_note
@@ -35,7 +35,7 @@ class StudyOptions:
         ignore: raw mask value or values of pixels about which nothing is known; None: guessed with the labels.
         several_masks: ``"merge"``: numbered masks of one image are parts of one; ``"leave"``: such images count as
             unlabelled; None: refused where there are any, with the question.
-        intensity: how values become 0..255, see ``readers.to_uint8``; None: what fits the files.
+        intensity: name of the rule, see ``survey.RULES``; None: what fits the files.
         val, test: per cent of the cases with a mask.
         labelled: sizes of the label lists; None: ``DEFAULT_LABELLED``, as far as there are masks enough.
         group_regex: the part of a name that is the patient; excludes ``groups``.
@@ -89,7 +89,7 @@ class Study:
     Attributes:
         options: what was asked for.
         layout: where images and masks lie.
-        intensity: how values become 0..255.
+        intensity: name of the rule.
         survey: what can be used.
         classes: what the masks mean.
         groups: id -> patient; None: unknown.
@@ -135,7 +135,7 @@ def read_study(options: StudyOptions, progress: Callable[[int, int], None] | Non
             hint=f"Training needs some; --masks says where. Understood are {WANTED}.",
         )
     _ask_about_several(layout, options)
-    intensity, why = options.intensity or "dtype", ""
+    intensity, why = options.intensity or "as_is", ""
     if options.intensity is None and not volumes:
         intensity, why = suggest_intensity(_all_files(layout))
     merge = options.several_masks == "merge"
@@ -246,11 +246,10 @@ def _stored_warnings(found: Survey) -> list[str]:
     images = {case.id: case.traits for case in found.cases}
     masks = {case.id: case.mask_traits for case in found.cases if case.masks}
     used = {c.id: [v for v in c.values or () if isinstance(v, int)] for c in found.cases}
-    palettes = palette_note(masks, used)
-    if palettes is not None and palettes.ambiguous:
-        raise DataError(palettes.text, hint="Save all masks with one palette, or as plain numbers or colours.")
-    said = [orientation_note(images, masks), palettes.text if palettes is not None else None]
-    return [text for text in said if text is not None]
+    if palettes := palette_note(masks, used):
+        raise DataError(palettes, hint="Save all masks with one palette, or as plain numbers or colours.")
+    said = orientation_note(images, masks)
+    return [said] if said is not None else []
 
 
 def _groups(options: StudyOptions, ids: Iterable[str]) -> dict[str, str] | None:
@@ -301,7 +300,7 @@ def _survey_warnings(top: Path, layout: Layout, found: Survey, drawn: Drawn) -> 
         warnings.append(f"{len(strays)} files among the images are called like masks and are passed over: {some}")
     if layout.scan is pictures_below and (others := layout.other_files()):
         kinds = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5))
-        warnings.append(f"files of other kinds are passed over: {kinds}; read are {', '.join(EXTENSIONS)}")
+        warnings.append(f"files of other kinds are passed over: {kinds}; read are {', '.join(io.PICTURES)}")
     if found.orphans:
         shown = ", ".join(found.orphans[:5]) + (", ..." if len(found.orphans) > 5 else "")
         warnings.append(f"{len(found.orphans)} mask(s) have no image: {shown}")

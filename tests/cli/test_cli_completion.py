@@ -109,7 +109,7 @@ def test_every_option_of_every_command_is_offered(complete, name):
 def test_what_a_value_is_called_tells_what_is_offered_for_it(name):
     # A value with a new name is a file, a folder, or stands here.
     no_path = {"A,B", "LIST", "MAP", "MM", "N", "NAME", "PERCENT", "REGEX", "STEP", "STEPS", "SUITE", "TEXT", "WHAT"}
-    no_path |= {"K,K,...", "S", "key=value", "KEY=VALUE", "'KEY=VALUE ...'", "splits|rules|budget|checkpoint"}
+    no_path |= {"DAYS", "K,K,...", "S", "key=value", "KEY=VALUE", "'KEY=VALUE ...'", "splits|rules|budget|checkpoint"}
     parser = argparse.ArgumentParser()
     importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
     assert {str(action.metavar) for action in parser._actions if action.metavar} <= no_path | set(completion.KINDS)

@@ -124,7 +124,8 @@ def test_files_that_cannot_be_used_are_told_and_left_out(messy, tmp_path, capsys
     Image.open(images / "pat05_0.tif").save(images / "pat10_copy.png")
     assert init(tmp_path, "--images", images) == 0
     told = capsys.readouterr()
-    for text in ("pat00_0.jpg: truncated", "0 bytes", "9 x 9", "no class has the values 77 (4 pixels)"):
+    assert "pat00_0.jpg: not a picture that can be read, truncated" in told.err
+    for text in ("0 bytes", "9 x 9", "no class has the values 77 (4 pixels)"):
         assert text in told.err
     assert "pat05_0 = pat10_copy" in told.out
     lists = {p.stem: set(p.read_text().split()) for p in (tmp_path / "data_splits" / "study").glob("*.txt")}
@@ -354,10 +355,10 @@ def test_palettes_that_disagree_are_refused(tmp_path, capsys):
     data = make(tmp_path / "data", blobs([1]))
     for n, path in enumerate(sorted((data / "masks").iterdir())):
         mask = Image.open(path)
-        mask.putpalette([0, 0, 0, 255, 255, 255] if n % 2 else [255, 255, 255, 0, 0, 0])
+        mask.putpalette([0, 0, 0, 255, 0, 0] if n % 2 else [0, 0, 0, 0, 255, 0])
         mask.save(path)
     assert init(tmp_path, "--images", data) == 65
-    assert "index 0 is white in 10 (00, 02, 04, ...); black in 10 (01" in capsys.readouterr().err
+    assert "index 1 is [0, 255, 0] in 10 (00, 02, 04, ...); [255, 0, 0] in 10 (01" in capsys.readouterr().err
 
 
 def test_orientation_tags_are_told_with_the_rule(tmp_path, capsys):
@@ -368,13 +369,15 @@ def test_orientation_tags_are_told_with_the_rule(tmp_path, capsys):
         Image.open(path).save(path, exif=exif)
     assert init(tmp_path, "--images", data) == 0
     told = capsys.readouterr().err
-    assert "20 of 20 images have an EXIF orientation" in told and "Neither image nor mask is turned" in told
+    assert "20 of 20 images have an EXIF orientation" in told and "Image and mask are turned" in told
     for path in (data / "masks").iterdir():
-        Image.open(path).crop((0, 0, 32, 30)).transpose(Image.Transpose.TRANSPOSE).save(path)
+        Image.open(path).crop((0, 0, 32, 30)).save(path)
     for path in (data / "images").iterdir():
         Image.open(path).crop((0, 0, 32, 30)).save(path, exif=exif)
     assert init(tmp_path, "--images", data, "--force") == 65
-    assert "it would fit the image turned by 90 degrees as its EXIF orientation 6 says" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "the mask is 30 x 32, the image 32 x 30" in told
+    assert "it would fit the image as it is stored, before its EXIF orientation 6 is applied" in told
 
 
 def test_a_folder_of_each_case_with_a_mask_of_each_object(tmp_path):

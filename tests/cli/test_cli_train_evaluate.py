@@ -6,13 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import nibabel
+import numpy as np
 import pytest
 import torch
 
 from knowsam import build
 from knowsam.cli.main import run_command
 from knowsam.config import load_config, to_yaml
-from knowsam.data.streams import derive_seed
+from knowsam.data.seeds import derive_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if p.parent.name != "sweeps")
@@ -232,15 +235,67 @@ def test_shipped_experiment_loads(path):
         assert (folder / f"{config.data.labelled}.txt").is_file()
 
 
+def few_volumes(config, folder):
+    """Volumes of the first cases of an experiment's lists, in its layout and with its raw labels; words to use them."""
+    data = config.data
+    lists = ROOT / str(data.splits)
+    parts = {name: (lists / f"{name}.txt").read_text().split() for name in ("train", "val", "test", data.labelled)}
+    # Those with labels first, in whatever order the lists are.
+    parts["train"] = [*parts[data.labelled][:2], *sorted(set(parts["train"]) - set(parts[data.labelled]))[:2]]
+    parts = {name: ids[: {"train": 4, data.labelled: 2}.get(name, 1)] for name, ids in parts.items()}
+    (folder / "lists").mkdir()
+    for name, ids in parts.items():
+        (folder / "lists" / f"{name}.txt").write_text("".join(f"{case}\n" for case in ids))
+    rng = np.random.default_rng(0)
+    for case in sorted({case for ids in parts.values() for case in ids}):
+        mask = np.zeros((18, 20, 22), np.uint8)
+        for number in range(1, config.num_classes):  # cubes beside each other
+            raw = number if data.labels is None else data.labels[number]
+            mask[4:14, 4:14, 4 * number : 4 * number + 4] = max(raw) if isinstance(raw, list) else raw
+        write_volume(config, folder / "data", case, (rng.normal(mask, 0.2) * 100).astype(np.float32), mask)
+    return [
+        f"data.splits={folder / 'lists'}",
+        "data.patch_size=[16, 16, 16]",
+        "data.workers=0",
+        "sam.slices=2",
+    ]
+
+
+def write_volume(config, top, case, image, mask):
+    """A volume (z, y, x) and its labels: one h5 file where they share it, else two NIfTI files."""
+    source, place = config.data.source, top / config.data.source["root"]
+    stem = f"{case}{source.get('image_suffix', '')}"
+    if source["mask_dir"] is None:
+        file = place / source["image_dir"] / f"{stem}.h5"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(file, "w") as stored:
+            for key, values in (("image", image), ("label", mask)):
+                # Where slices are said to lie along x, the last axis, the file holds (H, W, D) or (W, H, D).
+                along_x = config.data.reading.get("slice_axis", 2) == 0
+                stored[key] = values.transpose(2, 1, 0) if along_x else values
+        return
+    for name, values in (("image_dir", image), ("mask_dir", mask)):
+        file = place / source[name] / f"{stem}.nii.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(values.transpose(2, 1, 0), np.eye(4)), file)
+
+
 @pytest.mark.parametrize(
     "path", [p for p in EXPERIMENTS if p.parent.name != "base"], ids=lambda p: str(p.relative_to(ROOT / "experiments"))
 )
-def test_shipped_experiment_runs_tiny(path):
-    """A step before and a step after mixing begins, on generated images, with its own method and classes."""
+def test_shipped_experiment_runs_tiny(path, tmp_path, monkeypatch, capsys):
+    """A step before and a step after mixing begins, on generated images, with its own method and classes.
+
+    One on volumes reads files that lie and are labelled as it says, and is trained by the command for a step; on the
+    CPU not in bf16.
+    """
     first = load_config(path)
-    words = [
-        "data.source={name: builtin, train: 8, val: 1, test: 1, size: 64}",
-        "data.labelled=labelled_50pct",
+    if first.spatial_dims == 3:
+        monkeypatch.setenv("KNOWSAM_DATA", str(tmp_path / "data"))
+        words = few_volumes(first, tmp_path)
+    else:
+        words = ["data.source={name: builtin, train: 8, val: 1, test: 1, size: 64}", "data.labelled=labelled_50pct"]
+    words += [
         "data.image_size=64",
         "data.labelled_batch=2",
         f"data.unlabelled_batch={min(2, first.data.unlabelled_batch)}",
@@ -266,3 +321,11 @@ def test_shipped_experiment_runs_tiny(path):
     total.backward()
     reached = {name: [p.grad is not None for p in item.parameters] for name, item in optimizers.items()}
     assert all(all(flags) for flags in reached.values()), reached
+    if first.spatial_dims == 3:
+        last = ("train.max_steps=1", "train.device=cpu", "train.tensorboard=false", f"run={tmp_path / 'run'}")
+        if first.train.precision == "bf16":
+            assert train(path, *words, *last) == 78
+            text = capsys.readouterr().err
+            assert "wrong gradients on the CPU" in text and "train.precision=fp32" in text
+        assert train(path, *words, *last, "train.precision=fp32") == 0
+        assert (tmp_path / "run" / "best.pt").is_file()

@@ -4,16 +4,19 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from knowsam.data import cache, readers
+from knowsam.data import cache, traits
 from knowsam.data.builtin import BuiltIn, render
 from knowsam.data.check import check_all, check_quick
 from knowsam.data.folder import ImageFolder
 from knowsam.data.h5 import H5Slices
+from knowsam.data.intensity import Preparation
 from knowsam.data.labels import LabelTable
 from knowsam.data.splits import inspect_splits
 from knowsam.errors import DataError
+from knowsam.io import Reading, opening
 
 LISTS = {
     "train": [f"p{n}_t" for n in range(6)],
@@ -150,8 +153,8 @@ def test_masks_of_unlabelled_cases_are_never_opened(study, monkeypatch):
         opened.append(str(path))
         return open(path, *arguments, **options)
 
-    monkeypatch.setattr(readers, "open", spy, raising=False)
-    monkeypatch.setattr(cache, "open", spy, raising=False)
+    for module in (opening, traits, cache):
+        monkeypatch.setattr(module, "open", spy, raising=False)
     for case_id in LISTS["train"][3:]:
         (study.masks / f"{case_id}.png").write_bytes(b"no picture")
     found = study.check()
@@ -337,7 +340,7 @@ def test_ignored_pixels_are_no_class(study, monkeypatch):
 
 
 def test_what_plays_no_part_is_named(study):
-    for name in ("x.webp", "y.webp", "z.gif"):
+    for name in ("x.jp2", "y.jp2", "z.svs"):
         (study.images / name).write_bytes(b"x")
     for name in ("p0_t_mask.png", "nobody.png", "nobody_too.png"):
         shutil.copy(study.images / "p0_t.png", study.images / name)
@@ -346,7 +349,7 @@ def test_what_plays_no_part_is_named(study):
     found = study.check()
     assert found.errors == []
     told = [fault.text for fault in found.warnings if fault.kind == "files passed over"]
-    assert [text.partition(" in ")[0] for text in told[:2]] == ["2 .webp", "1 .gif"]
+    assert [text.partition(" in ")[0] for text in told[:2]] == ["2 .jp2", "1 .svs"]
     assert told[2:] == [
         "1 files among the images are called like masks: p0_t_mask.png",
         "1 images are in no list: nobody",
@@ -359,34 +362,80 @@ def test_how_files_are_stored_is_told(study):
     exif[0x0112] = 3
     image = Image.open(study.images / "p0_t.png")
     image.save(study.images / "p0_t.png", exif=exif)
-    for case_id in ("p5_t", "p6_v"):  # 12 bits in 16
-        grey = np.array(Image.open(study.images / f"{case_id}.png").convert("L")).astype(np.uint16) * 16
-        Image.fromarray(grey).save(study.images / f"{case_id}.png")
-    for case_id, colours in (("p0_t", [0] * 3 + [255] * 3), ("p8_e", [0] * 3 + [255] * 3)):
-        mask = Image.fromarray(np.array(Image.open(study.masks / f"{case_id}.png")) // 255)
+    for case_id in ("p5_t", "p6_v"):  # a little over an eighth of what 16 bits hold
+        grey = np.array(Image.open(study.images / f"{case_id}.png").convert("L")).astype(np.uint16)
+        grey[0, 0] = 255
+        Image.fromarray(grey * 40).save(study.images / f"{case_id}.png")
+
+    def painted(case_id, colours):
+        mask = Image.fromarray((np.array(Image.open(study.masks / f"{case_id}.png")) > 0).astype(np.uint8))
         mask.putpalette(colours)
         mask.save(study.masks / f"{case_id}.png")
 
-    def check():
+    def check(**reading):
         lists = inspect_splits(study.lists, "labelled_half")
         table = LabelTable({0: 0, 1: [1, 255]}, 2)
         return check_all(
-            lambda splits: ImageFolder(root=study.path, splits=splits, num_classes=2, label_table=table),
+            lambda splits: ImageFolder(
+                root=study.path, splits=splits, num_classes=2, label_table=table, reading=Reading(**reading)
+            ),
             lists,
             num_classes=2,
             class_names=["background", "lesion"],
             cache_folder=study.path / "cache",
         )[0]
 
+    for case_id in ("p0_t", "p8_e"):
+        painted(case_id, [0] * 3 + [255, 0, 0])
     found = check()
     assert found.errors == []
     told = {fault.kind: fault.text for fault in found.warnings}
     assert "1 of 10 images have an EXIF orientation" in told["orientation tags"]
+    assert "Image and mask are turned" in told["orientation tags"]
     assert "2 of 10 images hold more than 8 bits" in told["nearly black images"]
     assert "p5_t, p6_v" in told["nearly black images"] and "percentile" in told["nearly black images"]
-    assert "palettes of masks" not in told
-    mask = Image.open(study.masks / "p8_e.png")
-    mask.putpalette([255] * 3 + [0] * 3)
-    mask.save(study.masks / "p8_e.png")
+    (tags,) = [f.text for f in check(orientation="stored").warnings if f.kind == "orientation tags"]
+    assert "Neither image nor mask is turned" in tags
+    painted("p8_e", [0] * 3 + [0, 255, 0])
     (error,) = check().errors
-    assert error.kind == "palettes of masks" and "index 0 is black in 1 (p0_t); white in 1 (p8_e)" in error.text
+    assert error.kind == "palettes of masks"
+    assert "index 1 is [255, 0, 0] in 1 (p0_t); [0, 255, 0] in 1 (p8_e)" in error.text
+    assert check(palette="index").errors == []  # decided by the user
+    painted("p8_e", [0] * 3 + [255] * 3)
+    (error,) = check().errors
+    assert "1 are read by index (p0_t), 1 by colour or grey level (p8_e)" in error.text
+
+
+def test_12_bits_in_16_are_refused_with_the_way_out(study):
+    grey = np.array(Image.open(study.images / "p5_t.png").convert("L")).astype(np.uint16) * 16
+    Image.fromarray(grey).save(study.images / "p5_t.png")
+    (error,) = study.check().errors
+    assert (error.kind, error.cases) == ("image cannot be read", ("p5_t",))
+    assert "of 65535" in error.text and "white: 4095" in error.text
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_16_bits_and_other_channels_are_compared(tmp_path, channels):
+    shape = (channels, 20, 24)[channels == 1 :]
+    for n, case_id in enumerate(("a", "b", "c", "d")):
+        image = np.random.default_rng(n % 3).integers(0, 65536, shape, np.uint16)  # d is a
+        for kind, array in (("images", image), ("masks", np.eye(20, 24, dtype=np.uint8))):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            layout = {"photometric": "minisblack", "planarconfig": "separate" if array.ndim == 3 else None}
+            tifffile.imwrite(tmp_path / kind / f"{case_id}.tif", array, **layout)
+    for name, ids in {"train": "ab", "labelled_max": "a", "val": "c", "test": "d"}.items():
+        (tmp_path / f"{name}.txt").write_text("".join(f"{i}\n" for i in ids))
+
+    def build(splits):
+        source = ImageFolder(root=tmp_path, splits=splits, num_classes=2)
+        source.preparation = Preparation(channels=channels)
+        return source
+
+    found, _ = check_all(
+        build,
+        inspect_splits(tmp_path, "labelled_max"),
+        num_classes=2,
+        class_names=["a", "b"],
+        cache_folder=tmp_path / "cache",
+    )
+    assert kinds(found.errors) == [("same image in two splits", "a", "d")]

@@ -174,8 +174,6 @@ def test_wrong_settings(root):
         folder(root, image_dir="pictures")
     with pytest.raises(ConfigError, match="2 classes, the dataset 3"):
         folder(root, num_classes=3)
-    with pytest.raises(ConfigError, match="intensity"):
-        folder(root, intensity="auto")
     for spacing in ((1.0,), (1.0, 0.0), (1.0, 1.0, 1.0), 1.0, ("x", "y")):
         with pytest.raises(ConfigError, match=r"\(y, x\)"):
             folder(root, spacing=spacing)

@@ -4,9 +4,10 @@ import pytest
 
 from knowsam.data.cache import build_cache
 from knowsam.data.h5 import H5Slices
+from knowsam.data.intensity import MinMax, Preparation
 from knowsam.data.source import Source
 from knowsam.data.splits import Splits
-from knowsam.errors import DataError, NotFoundError
+from knowsam.errors import ConfigError, DataError, NotFoundError
 
 SPLITS = Splits(
     train=("patient001_frame01_slice_1", "patient001_frame01_slice_2"),
@@ -50,17 +51,27 @@ def test_source(root):
     assert source.train_ids() == list(SPLITS.train) and source.labelled_ids() == [LABELLED]
     assert source.eval_ids("val") == [VOLUME] and source.eval_ids("test") == []
     image = source.image(LABELLED)
-    assert image.dtype == np.uint8 and image.shape == (4, 5, 3) and image.min() == 0 and image.max() == 255
+    assert image.dtype == np.uint16 and image.shape == (4, 5, 3) and image.min() == 0 and image.max() == 65535
+    np.testing.assert_allclose(image[..., 0] / 65535, np.linspace(0, 1, 20).reshape(4, 5), atol=1 / 65535)
     volume = source.image(VOLUME)
     assert volume.shape == (2, 4, 5, 3)
     np.testing.assert_array_equal(volume[0], image)
-    assert volume[1].max() == 128
+    assert volume[1].max() == 32768
     assert source.mask(LABELLED).shape == (4, 5) and source.mask(VOLUME).shape == (2, 4, 5)
     assert source.mask(VOLUME).dtype == np.uint8 and source.mask(VOLUME).max() == 3
 
 
-def test_volumes_are_stretched_slice_by_slice(root):
-    assert source_of(root, intensity="minmax").image(VOLUME)[1].max() == 255
+def test_slices_and_volumes_get_the_same_greys(root):
+    source = source_of(root)
+    source.preparation = Preparation(MinMax(scope="slice"))
+    assert source.image(VOLUME)[1].max() == 65535
+    np.testing.assert_array_equal(source.image(VOLUME)[0], source.image(LABELLED))
+    source.preparation = Preparation(MinMax(scope="dataset"))
+    source.preparation.intensity.fit(source.case(i) for i in source.train_ids())
+    assert source.image(VOLUME)[1].max() == 32768
+    source.preparation = Preparation(MinMax(scope="case"))
+    with pytest.raises(ConfigError, match="wants whole volumes, but patient001_frame01_slice_1 is a slice"):
+        source.image(LABELLED)
 
 
 def test_spacing(root):
@@ -142,14 +153,14 @@ def bomb(path):
         (virtual, "other files"),
         (external_storage, "other files"),
         (group, "is a group"),
-        (bomb, "too large"),
-        (lambda p: write(p, np.zeros((2, 4, 5))), r"shape \(2, 4, 5\); needed is \(H, W\)"),
+        (bomb, "100000 x 100000 pixels; at most 64,000,000 are read"),
+        (lambda p: write(p, np.zeros((2, 4, 5))), "is a volume of 2 x 4 x 5; this experiment trains on pictures"),
         (lambda p: write(p, np.zeros((0, 5))), "empty"),
         (lambda p: write(p, np.array([[b"x"]])), "needed are numbers"),
         (lambda p: write(p, np.full((4, 5), 7.0)), "7"),
         (lambda p: write(p, np.full((4, 5), np.nan)), "NaN"),
-        (lambda p: p.write_bytes(b""), "damaged"),
-        (lambda p: p.write_bytes(b"<html>"), "damaged"),
+        (lambda p: p.write_bytes(b""), "is empty"),
+        (lambda p: p.write_bytes(b"<html>"), "web page"),
         (lambda p: p.write_bytes(p.read_bytes()[:-100]), "damaged"),
     ],
 )
@@ -167,7 +178,7 @@ def test_bad_labels(root):
     with pytest.raises(DataError, match=r"4 \(20 pixels\)"):
         source_of(root).mask(LABELLED)
     write(path, np.zeros((4, 5)), np.zeros((4, 4), np.uint8))
-    with pytest.raises(DataError, match=r"'label' is \(4, 4\), 'image' is \(4, 5\)"):
+    with pytest.raises(DataError, match="the mask is 4 x 4, the image 4 x 5"):
         source_of(root).mask(LABELLED)
     write(path, np.zeros((4, 5)), np.ones((4, 5), np.float64))
     assert source_of(root).mask(LABELLED).dtype == np.uint8

@@ -72,8 +72,8 @@ def test_numbered_masks_are_neither_images_nor_whole_masks(tmp_path):
 
 
 def test_other_kinds_are_counted_once(tmp_path):
-    layout = find_layout(make(tmp_path, "a.png", "masks/a.png", "masks/b.gif", "c.nii.gz", "notes.txt"))
-    assert layout.other_files() == {".gif": 1, ".gz": 1}
+    layout = find_layout(make(tmp_path, "a.png", "masks/a.png", "masks/b.jp2", "c.nii.gz", "notes.txt"))
+    assert layout.other_files() == {".jp2": 1, ".nii.gz": 1}
 
 
 def test_refusals(tmp_path):
@@ -256,10 +256,10 @@ def test_masks_among_the_images_are_no_images(tmp_path):
 
 
 def test_what_was_seen_is_said(tmp_path):
-    make(tmp_path, "images/a.jpg", "masks/a.gif", "masks/b.gif", "volumes/c.nii.gz")
-    with pytest.raises(DataError, match=r"masks are 2 \.gif") as caught:
+    make(tmp_path, "images/a.jpg", "masks/a.jp2", "masks/b.jp2", "volumes/c.nii.gz")
+    with pytest.raises(DataError, match=r"masks are 2 \.jp2") as caught:
         find_layout(tmp_path)
-    assert "  masks/ 2 .gif" in str(caught.value) and "  volumes/ 1 .nii.gz" in str(caught.value)
+    assert "  masks/ 2 .jp2" in str(caught.value) and "  volumes/ 1 .nii.gz" in str(caught.value)
     assert "save them as PNG" in caught.value.hint
     with pytest.raises(NotFoundError, match=r"volumes: *|1 \.nii\.gz") as caught:
         find_layout(tmp_path / "volumes")

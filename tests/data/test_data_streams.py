@@ -11,7 +11,9 @@ import torch
 from knowsam.data.batch import Ids
 from knowsam.data.builtin import BuiltIn
 from knowsam.data.cache import build_cache
-from knowsam.data.streams import FirstBatch, TwoStreams, derive_seed, stream_indices
+from knowsam.data.levels import to_unit
+from knowsam.data.seeds import derive_seed
+from knowsam.data.streams import FirstBatch, TwoStreams, stream_indices
 from knowsam.errors import DataError
 
 SIDE = 32
@@ -162,6 +164,25 @@ def test_ranks_do_not_overlap_within_a_pass(caches):
     ranks = [streams(caches, size=1, rank=r, world_size=2) for r in range(2)]
     seen = Counter(i for t in range(3) for rank in ranks for i in rank.indices("labelled", t))
     assert seen == Counter(range(6))
+
+
+def test_deep_images_among_those_of_8_bits_make_batches_of_one_type(caches, tmp_path, monkeypatch):
+    source = BuiltIn("labelled_30pct", num_classes=3, train=20, val=1, test=1, size=SIDE)
+    shallow = BuiltIn.image
+    deep = set(caches[1].ids[::2])
+    monkeypatch.setattr(
+        BuiltIn, "image", lambda s, i: shallow(s, i).astype(np.uint16) * 257 if i in deep else shallow(s, i)
+    )
+    mixed = build_cache(source, caches[1].ids, image_size=SIDE, masks=False, folder=tmp_path)
+    types = set()
+    for t in range(12):
+        batch = streams((caches[0], mixed), size=1)[t]
+        types.add(batch.unlabelled.dtype)
+        assert batch.labelled.dtype == batch.unlabelled.dtype == batch.second.dtype
+        plain = streams(caches, size=1)[t]
+        for part in ("labelled", "unlabelled"):
+            torch.testing.assert_close(to_unit(getattr(batch, part)), to_unit(getattr(plain, part)))
+    assert types == {torch.uint8, torch.int32}
 
 
 def test_loader_is_the_same_for_any_number_of_workers(caches):

@@ -95,17 +95,17 @@ def test_photographs_are_no_masks():
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
-        (np.full((8, 8), 200, np.uint8), "dtype"),
-        (np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16), "dtype"),
+        (np.full((8, 8), 200, np.uint8), "as_is"),
+        (np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16), "as_is"),
         (np.linspace(0, 4095, 64).reshape(8, 8).astype(np.uint16), "percentile"),
-        (np.linspace(0, 1, 64).reshape(8, 8).astype(np.float32), "dtype"),
+        (np.linspace(0, 1, 64).reshape(8, 8).astype(np.float32), "as_is"),
         (np.linspace(-1000, 900, 64).reshape(8, 8).astype(np.float32), "percentile"),
     ],
 )
 def test_intensity(tmp_path, array, expected):
     Image.fromarray(array).save(tmp_path / "x.tif")
     intensity, why = suggest_intensity([tmp_path / "x.tif"])
-    assert intensity == expected and bool(why) == (expected != "dtype")
+    assert intensity == expected and bool(why) == (expected != "as_is")
 
 
 def masks(*values, count=10):
@@ -203,14 +203,18 @@ def test_masks_of_several_classes_at_one_pixel_are_not_used(folder):
     assert case.together[255, (128, 0, 128)] == 32  # colours stay colours
 
 
-def test_a_mask_that_fits_the_turned_image_is_told_so(folder):
+def test_images_are_turned_and_a_mask_of_the_stored_pixels_is_told_so(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
-    image = Image.open(folder / "images" / "a.png")
-    image.save(folder / "images" / "a.png", exif=exif)
-    Image.new("L", (20, 24)).save(folder / "masks" / "a.png")
-    (fault,) = survey(find_layout(folder)).faults
-    assert "24 x 20, the image 20 x 24" in fault.text and "EXIF orientation 6" in fault.text
+    for name in "ab":
+        image = Image.open(folder / "images" / f"{name}.png")
+        image.save(folder / "images" / f"{name}.png", exif=exif)
+    Image.new("L", (20, 24)).save(folder / "masks" / "b.png")  # drawn over the picture as it is shown
+    found = survey(find_layout(folder))
+    (fault,) = found.faults
+    assert fault.cases == ("a",) and "the mask is 20 x 24, the image 24 x 20" in fault.text
+    assert "as it is stored, before its EXIF orientation 6 is applied" in fault.text
+    assert found.cases[1].shape == (24, 20) and found.cases[1].values == {0: 480}
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ def test_orientations_are_counted_and_the_rule_is_said():
     assert orientation_note({"d": Traits()}, {"d": Traits()}) is None
     text = orientation_note(images, {"a": Traits(3), "b": Traits(6), "d": Traits()})
     assert "3 of 4 images have an EXIF orientation: 1 turned by 180 degrees (tag 3), 2 turned by 90" in text
-    assert "2 of 3 masks have an EXIF orientation" in text and "Neither image nor mask is turned" in text
+    assert "2 of 3 masks have an EXIF orientation" in text and "Image and mask are turned" in text
+    assert "Neither image nor mask is turned" in orientation_note(images, {}, "stored")
     assert "no such tag" not in text
     assert "2 masks have no such tag" in orientation_note(images, dict.fromkeys("abd", Traits()))
 
@@ -48,24 +49,27 @@ def test_a_mask_that_would_fit_the_turned_image():
 
 
 @pytest.mark.parametrize(
-    ("palettes", "used", "says", "ambiguous"),
+    ("palettes", "used", "says"),
     [
-        ([(BLACK, WHITE), (BLACK, WHITE)], [0, 1], None, None),
-        ([(BLACK, WHITE), (WHITE, BLACK)], [0, 1], "index 0 is black in 1 (m0); white in 1 (m1)", True),
-        ([(BLACK, WHITE, RED), (BLACK, WHITE, WHITE)], [0, 1], None, None),  # an index that no pixel has
-        ([(BLACK, WHITE, RED), (BLACK, WHITE, WHITE)], [0, 2], "index 2 is [255, 0, 0] in 1", True),
-        ([(WHITE, BLACK), (WHITE, BLACK)], [0, 1], "--labels '{0: 1, 1: 0}'", False),
-        ([(WHITE, RED, BLACK)] * 2, [0, 1, 2], "--labels '{0: 2, 1: 0, 2: 1}'", False),
-        ([(WHITE, RED)] * 2, [0, 1], None, None),  # no black: white may well be background
-        ([None, (BLACK, WHITE)], [0, 1], None, None),
+        ([(BLACK, RED), (BLACK, RED)], [0, 1], None),
+        ([(BLACK, RED), (BLACK, WHITE, RED)], [0, 1], "index 1 is [255, 0, 0] in 1 (m0); white in 1 (m1)"),
+        ([(BLACK, WHITE, RED), (BLACK, WHITE, WHITE)], [0, 1], None),  # an index that no pixel has
+        ([(BLACK, WHITE, RED), (BLACK, WHITE, WHITE)], [0, 2], "index 2 is [255, 0, 0] in 1"),
+        ([None, (BLACK, RED)], [0, 1], None),
     ],
 )
-def test_palettes(palettes, used, says, ambiguous):
+def test_palettes(palettes, used, says):
     masks = {f"m{n}": Traits(palette=palette) for n, palette in enumerate(palettes)}
     note = palette_note(masks, dict.fromkeys(masks, used))
-    assert (note is None) == (says is None)
-    if note is not None:
-        assert says in note.text and note.ambiguous is ambiguous
+    assert note is says is None or says in note
+
+
+def test_palettes_of_which_some_are_read_by_index_and_some_by_grey_level():
+    red, grey = Traits(palette=(BLACK, RED)), Traits(palette=(BLACK, WHITE), by="colour")
+    assert palette_note({"a": grey, "b": grey}, {}) is None
+    text = palette_note({"a": red, "b": grey, "c": grey}, {"a": [0, 1]})
+    assert "1 are read by index (a), 2 by colour or grey level (b, c)" in text
+    assert palette_note({"a": red, "b": grey}, {"a": [0]}) is None  # black all over
 
 
 def test_deep_images_that_come_out_black():

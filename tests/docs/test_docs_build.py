@@ -134,7 +134,10 @@ def test_every_key_of_the_configuration_is_in_the_table(built):
                 assert field.name in keys, field.name
     given = set().union(*components.OFFERED.values())
     targets = [components.SKD, components.SAM_GUIDE]
-    tables = [getattr(components, name) for name in ("METHODS", "STUDENTS", "FUSION_HEADS", "SOURCES", "OPTIMIZERS")]
+    tables = [
+        getattr(components, name)
+        for name in ("METHODS", "STUDENTS", "FUSION_HEADS", "SOURCES", "INTENSITIES", "OPTIMIZERS")
+    ]
     tables += [components.AUGMENTERS, *(table for table, _ in components.SAM_PARTS.values())]
     for table in tables:
         targets += table.values()

@@ -13,10 +13,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from knowsam.data.levels import to_unit
 from knowsam.engine.evaluate import choose_postprocess, evaluate, score, validate
 from knowsam.engine.score_tables import comparison_table, error_table, score_table, subgroup_table
 from knowsam.engine.scores import Evaluation, image_level, load_evaluation
 from knowsam.errors import DataError, NotFoundError, NumericError, StorageError
+from knowsam.inference.inferers import Inferer
 from knowsam.metrics import METRIC_NAMES, METRIC_RULES, STATUSES
 
 SIZE = 24
@@ -63,7 +65,17 @@ def square(top, left, side, value=1, on=None):
     return mask
 
 
-SETTINGS = {"image_size": SIZE, "batch_size": 3, "device": "cpu", "resize": lambda image, size: image}
+class Whole(Inferer):
+    """The network sees pictures, and slices of volumes, at their own size."""
+
+    def batch(self, predict_fn, images):
+        if images.ndim == 4:
+            return predict_fn(to_unit(images))
+        [volume] = images
+        return {name: x.movedim(0, 1)[None] for name, x in predict_fn(to_unit(volume.movedim(1, 0))).items()}
+
+
+SETTINGS = {"image_size": SIZE, "batch_size": 3, "device": "cpu", "inferer": Whole()}
 
 
 def two_class_source(**kwargs):

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from knowsam.data.builtin import BuiltIn
-from knowsam.data.readers import read_image, resize_image
+from knowsam.data.sizing import resize_levels
 from knowsam.errors import ConfigError, NumericError
 from knowsam.inference import export
 from knowsam.inference.example import example_script
@@ -84,7 +84,7 @@ def test_real_images_of_three_sizes(exported, file_format, real_images):
         _compare(
             exported[0],
             of(exported, file_format)[2],
-            np.stack([resize_image(image, size) for image in real_images[:count]]),
+            np.stack([resize_levels(image, (size, size)) for image in real_images[:count]]),
         )
 
 
@@ -107,7 +107,7 @@ def real_images():
     files = sorted(folder.glob("*.jpg"))[:4] if _DATA else []
     if not files:
         pytest.skip("kvasir_seg is not below KNOWSAM_DATA")
-    return [read_image(file) for file in files]
+    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
 
 
 def test_every_file_holds_its_description(exported):

@@ -10,14 +10,16 @@ import torch
 from PIL import Image
 
 from knowsam import files as knowsam_files
+from knowsam.data.intensity import Preparation
 from knowsam.errors import ConfigError, DataError, NumericError, StorageError
-from knowsam.inference.files import Rules, find_inputs
+from knowsam.inference.files import find_inputs
 from knowsam.inference.folder import Wanted, predict_files, to_values
 from knowsam.inference.overlay import draw_outlines, draw_sheet
+from knowsam.io import Reading
 from knowsam.palette import class_colour
 
 CLASSES = ["background", "dim", "bright"]
-SETTINGS = {"image_size": 32, "batch_size": 4, "device": "cpu"}
+SETTINGS = {"image_size": 32, "batch_size": 4, "device": "cpu", "preparation": Preparation()}
 ALL = {"probabilities": True, "uncertainty": True, "overlays": True}
 
 
@@ -38,7 +40,7 @@ def folder(tmp_path):
 
 
 def predict(folder, *, predict_fn=by_brightness, out="out", wanted=None, **more):
-    files = find_inputs(folder / "in", Rules())
+    files = find_inputs(folder / "in", Reading())
     return predict_files(predict_fn, files, folder / out, wanted or Wanted(CLASSES), **SETTINGS, **more)
 
 
@@ -152,7 +154,7 @@ def test_no_answer_of_any_kind_is_shared(folder):
 
 def test_answers_beside_the_questions_are_no_questions(folder):
     for done, skipped in ((5, 0), (0, 5)):
-        files = find_inputs(folder / "in", Rules(), beside=folder / "in")
+        files = find_inputs(folder / "in", Reading(), beside=folder / "in")
         outcome = predict_files(by_brightness, files, folder / "in", Wanted(CLASSES, overlays=True), **SETTINGS)
         assert (outcome.done, outcome.skipped) == (done, skipped)
     assert len(tree(folder / "in")) == 15
@@ -263,7 +265,7 @@ def test_overlays_need_the_image(folder, tmp_path):
     from knowsam.inference.folder import write_prediction
     from knowsam.inference.predict import Segmentation
 
-    file = find_inputs(folder, Rules())[0]
+    file = find_inputs(folder, Reading())[0]
     wanted = Wanted(CLASSES, overlays=True)
     with pytest.raises(ValueError, match="overlays are drawn on the image"):
         write_prediction(file, None, Segmentation(np.zeros((4, 4), np.uint8)), tmp_path / "out", wanted)

@@ -10,8 +10,7 @@ from torch import nn
 
 from knowsam.data.patches import patch_start, read_patch
 from knowsam.inference import inferers
-from knowsam.inference.inferers import Resize, SliceBySlice, SlidingWindow
-from knowsam.inference.predict import predict_case
+from knowsam.inference.inferers import SliceBySlice, SlidingWindow
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CASES = [((24, 32), (61, 47)), ((8, 16, 12), (19, 33, 20)), ((16, 16, 16), (9, 40, 21)), ((16, 16), (16, 50))]
@@ -193,7 +192,7 @@ def test_several_images_at_once(roi, shape):
 
 
 @pytest.mark.parametrize("dtype, white", [(torch.uint8, 255), (torch.uint16, 65535), (torch.int32, 65535)])
-@pytest.mark.parametrize("inferer, shape", [(SlidingWindow((8, 16, 12)), (19, 20, 20)), (Resize(16), (19, 20, 20))])
+@pytest.mark.parametrize("inferer, shape", [(SlidingWindow((8, 16, 12)), (19, 20, 20))])
 def test_levels_are_what_their_floats_are(inferer, shape, dtype, white):
     predict, levels = network(3), (image(shape) * white).round().to(dtype)
     found = inferer(predict, levels)["out0"]
@@ -231,64 +230,6 @@ def test_an_image_may_be_one_channel_shown_thrice():
 # ---------------------------------------------------------------- resize
 
 
-@pytest.mark.parametrize("shape", [(33, 47), (64, 31), (32, 32), (17, 90)])
-def test_resize_is_what_predictions_were_made_with(shape):
-    """The same bits as ``predict_case``, which runs of today were scored with."""
-    predict = network(2, channels=3, kernel=5)
-    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    wanted = predict_case(predict, picture, image_size=32, batch_size=1, device="cpu")["out0"]
-    levels = torch.from_numpy(picture).permute(2, 0, 1)
-    logits = Resize(32)(predict, levels)["out0"]
-    assert logits.shape == (3, *shape)
-    assert np.array_equal(logits.argmax(0).numpy(), wanted)
-
-
-def test_slices_of_a_volume_are_what_predictions_were_made_with():
-    predict = network(2, channels=3, kernel=5)
-    volume = np.random.default_rng(0).integers(0, 256, (7, 21, 19, 3), np.uint8)
-    wanted = predict_case(predict, volume, image_size=32, batch_size=3, device="cpu")["out0"]
-    levels = torch.from_numpy(volume).permute(3, 0, 1, 2)
-    for batch_size in (1, 3, 99):
-        found = SliceBySlice(Resize(32), batch_size)(predict, levels)["out0"]
-        assert np.array_equal(found.argmax(0).numpy(), wanted)
-
-
-def test_resize_of_floats_and_of_deep_levels_keeps_their_depth():
-    picture = image((50, 70))
-    small = Resize(32).fit(picture)
-    coarse = Resize(32).fit((picture * 255).round().byte())
-    assert (small - coarse).abs().max() < 2.5 / 255 and len(small.unique()) > 900
-    deep = Resize(32).fit((picture * 65535).round().int())
-    torch.testing.assert_close(deep, small, atol=2 / 65535, rtol=0)
-    assert Resize(50).unfit(small, (50, 70)).shape == (1, 50, 70)
-
-
-def test_resize_of_volumes_is_linear_and_filters_what_shrinks():
-    ramp = torch.linspace(0, 1, 40).view(1, 40, 1, 1).expand(1, 40, 24, 20).contiguous()
-    small = Resize((16, 12, 10)).fit(ramp)
-    assert small.shape == (1, 16, 12, 10)
-    torch.testing.assert_close(
-        small[0, 2:-2, 0, 0], ((torch.arange(16) + 0.5) * 2.5 - 0.5)[2:-2] / 39, atol=1e-3, rtol=0
-    )
-    stripes = (torch.arange(40) % 2).float().view(1, 40, 1, 1).expand(1, 40, 4, 4).contiguous()
-    assert (Resize((10, 4, 4)).fit(stripes)[:, 1:-1] - 0.5).abs().max() < 0.06
-    predict = network(3)
-    assert Resize(16)(predict, ramp)["out0"].shape == (3, 40, 24, 20)
-
-
-def test_resize_as_training_did():
-    asked = []
-
-    def resize(levels, size):
-        asked.append((levels.dtype, levels.shape, size))
-        return np.zeros((*levels.shape[:1], *size), levels.dtype)
-
-    inferer = Resize((8, 12), resize)
-    assert not inferer.fit(torch.full((2, 20, 20), 7, dtype=torch.uint8)).any()
-    assert asked == [(np.uint8, (2, 20, 20), (8, 12))]
-    assert inferer.fit(image((8, 12))).any() and len(asked) == 1  # as it is
-
-
 # ---------------------------------------------------------------- slices
 
 
@@ -301,6 +242,9 @@ def test_slices_in_windows():
         torch.testing.assert_close(found[:, depth], window(predict, volume[:, depth])["out0"], atol=1e-5, rtol=0)
     parts = list(SliceBySlice(window, 2).parts(predict, volume))
     assert [(place[0].start, place[0].stop) for place, _ in parts] == [(0, 2), (2, 4), (4, 5)]
+    torch.testing.assert_close(
+        SliceBySlice(window)(predict, volume[:, 1])["out0"], window(predict, volume[:, 1])["out0"]
+    )
     both = SliceBySlice(window, 2).batch(predict, torch.stack([volume, volume.flip(1)]))["out0"]
     torch.testing.assert_close(both[1].flip(1), both[0], atol=1e-5, rtol=0)
 
@@ -313,10 +257,8 @@ def test_slices_in_windows():
         (lambda: SlidingWindow((16, 16), 1.0), "overlap is 1.0"),
         (lambda: SlidingWindow((16, 16), mode="mean"), "mode is 'mean'; allowed: 'gaussian', 'constant'"),
         (lambda: SlidingWindow((16, 16), batch_size=0), "batch_size is 0"),
-        (lambda: SliceBySlice(Resize(8), 0), "batch_size is 0"),
+        (lambda: SliceBySlice(SlidingWindow((8, 8)), 0), "batch_size is 0"),
         (lambda: SlidingWindow((8, 8, 8))(network(3), image((9, 9))), r"the window is \(8, 8, 8\)"),
-        (lambda: SliceBySlice(Resize(8))(network(2), image((9, 9))), r"slices are of a volume \(C, D, H, W\)"),
-        (lambda: Resize((8, 8))(network(3), image((9, 9, 9))), "one number an axis, and the image has 3"),
     ],
 )
 def test_refusals(call, words):

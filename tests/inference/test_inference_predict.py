@@ -23,7 +23,7 @@ def bright(x):
     return {"fusion": logits, "unet": logits.flip(1)}
 
 
-SETTINGS = {"image_size": 32, "batch_size": 4, "device": "cpu", "resize": resize}
+SETTINGS = {"image_size": 32, "batch_size": 4, "device": "cpu"}
 
 
 class Images:
@@ -84,15 +84,6 @@ def test_the_network_sees_training_s_preprocessing():
     predict_case(spy, image, **SETTINGS)
     wanted = torch.from_numpy(resize(image, 32).copy()).permute(2, 0, 1)[None].float() / 255
     assert seen[0].dtype == torch.float32 and torch.equal(seen[0], wanted)
-
-
-def test_without_a_resize_it_is_the_reader_s():
-    readers = pytest.importorskip("knowsam.data.readers")
-    image = random_images()["b"]
-    settings = {k: v for k, v in SETTINGS.items() if k != "resize"}
-    ours = predict_case(bright, image, **settings)
-    given = predict_case(bright, image, **settings, resize=readers.resize_image)
-    assert all((ours[name] == given[name]).all() for name in given)
 
 
 def test_a_volume_is_its_slices():

@@ -17,7 +17,7 @@ def resize(image, size):
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
-SETTINGS = {"image_size": 32, "batch_size": 4, "device": "cpu", "resize": resize}
+SETTINGS = {"image_size": 32, "batch_size": 4, "device": "cpu"}
 
 
 def net(seed=0, classes=3):

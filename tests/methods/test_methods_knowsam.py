@@ -501,7 +501,8 @@ def test_sam_learns_from_labelled_images_without_a_graph_of_the_others(prompt):
         guide.zero_grad()
         shown = images.clone().requires_grad_()
         teacher = SamTeacher(guide.train(), MAX_STEPS, SkdOptions(gradient=gradient))
-        sam_logits, teacher_logits = teacher._ask_twice(shown, coarse, 2)
+        sam_logits, learned_at, teacher_logits, asked = teacher._ask_twice(shown, coarse, 2)
+        assert learned_at is None and asked is None, "pictures are asked for everywhere"
         (sam_logits * weights).sum().backward()
         gradients = {name: p.grad for name, p in guide.named_parameters() if p.grad is not None}
         return sam_logits, teacher_logits, gradients, shown.grad

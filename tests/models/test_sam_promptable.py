@@ -13,9 +13,10 @@ from knowsam.models.sam import (
     SamMaskDecoder,
     SamPromptEncoder,
     build_sam,
+    build_sam_guide,
     freeze_unreached,
-    rgb,
 )
+from knowsam.models.sam.channels import Channels
 from knowsam.models.sam.sam import CHECKED_CALLS
 
 
@@ -202,13 +203,36 @@ def test_a_small_overshoot_is_an_interpolation():
 def test_one_channel_is_repeated(sam):
     grey = torch.rand(1, 1, 64, 64)
     assert torch.equal(sam.encode(grey).image, sam.encode(grey.repeat(1, 3, 1, 1)).image)
-    assert rgb(torch.rand(2, 1, 3, 8, 8)).shape == (2, 3, 3, 8, 8)
-    colour = torch.rand(2, 3, 8, 8)
-    assert rgb(colour) is colour
     with pytest.raises(ValueError, match=r"\(1, 4, 64, 64\): SAM takes 3 channels, or 1"):
         sam.encode(torch.rand(1, 4, 64, 64))
-    with pytest.raises(ValueError, match="rule is 'learn'"):
-        rgb(colour, "learn")
+
+
+def test_other_numbers_of_channels_come_to_three_by_a_stated_rule():
+    images = torch.rand(2, 5, 8, 8)
+    assert torch.equal(Channels([3, 0, 4], 5)(images), images[:, [3, 0, 4]])
+    learned = Channels("learned", 5)
+    assert torch.allclose(learned(images), images.mean(1, keepdim=True).expand(-1, 3, -1, -1))
+    learned(images).sum().backward()
+    assert learned.mixture.grad.abs().min() > 0
+    assert Channels()(torch.rand(2, 1, 3, 8, 8)).shape == (2, 3, 3, 8, 8), "volumes, too"
+    colour = torch.rand(2, 3, 8, 8)
+    assert Channels()(colour) is colour
+    for rule, count, says in (
+        ("repeat", 4, "choose three"),
+        ("learn", 4, "allowed: repeat, learned"),
+        ([0, 1, 4], 4, "numbers of 0..3"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            Channels(rule, count)
+
+
+@pytest.mark.parametrize("rule", ["learned", [0, 1, 3]])
+def test_a_guide_of_images_of_four_channels(rule):
+    guide, report = build_sam_guide("vit_tiny", image_size=64, channels=rule, in_channels=4)
+    guide(torch.rand(2, 4, 64, 64), torch.randn(2, 2, 64, 64)).sum().backward()
+    new = [key for key in report.declared_new if "channels" in key]
+    assert new == (["channels.mixture"] if rule == "learned" else [])
+    assert all(p.grad is not None for p in guide.parameters() if p.requires_grad)
 
 
 # --- parts of one's own ---

@@ -224,7 +224,7 @@ def test_acdc_as_the_field_has_it(heart):
         if number:
             scaled, labels = scaled[int(number) - 1], labels[int(number) - 1]
         np.testing.assert_array_equal(mask, labels)
-        np.testing.assert_array_equal(image[..., 0], np.rint(scaled.astype(np.float32) * 255))
+        np.testing.assert_array_equal(image[..., 0], np.rint(scaled.astype(np.float32).astype(np.float64) * 65535))
     with h5py.File(source.image_path(splits.test[0])) as file:
         assert file["image"].attrs["spacing"].tolist() == [10, 1.25, 1.5] and file["image"].dtype == np.float32
 

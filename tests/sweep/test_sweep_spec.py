@@ -444,7 +444,16 @@ def test_every_other_setting_changes_the_key(write):
         "data.labelled": "labelled_50pct",
         "data.labels": "{0: 0, 1: 1}",
         "data.label_threshold": "3.0",
+        "data.ignore": "255",
+        "data.sources": "{a: {source: {name: builtin}}, b: {source: {name: builtin, seed: 9}}}",
         "data.group_regex": "x",
+        "data.channels": "1",
+        "data.intensity.name": "minmax",
+        "data.intensity": "{name: minmax, scope: slice}",
+        "data.reading": "{orientation: stored}",
+        "data.fit": "letterbox",
+        "data.patch_size": "[64, 64]",
+        "data.foreground": "0.25",
         "data.unlabelled_includes_labelled": "true",
         "data.image_size": "64",
         "data.labelled_batch": "2",
@@ -479,6 +488,7 @@ def test_every_other_setting_changes_the_key(write):
         "train.validate_outputs": "deployed",
         "train.deterministic": "true",
         "train.threads": "1",
+        "evaluate.overlap": "0.25",
     }
     keys = {None: key_of(base)}
     for key, value in changed.items():

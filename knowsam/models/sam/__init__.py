@@ -7,7 +7,7 @@ from knowsam.models.sam.mask_decoder import Masks, SamMaskDecoder, SamTwoWayTran
 from knowsam.models.sam.parameters import load_trained, trained_state
 from knowsam.models.sam.prompt_generator import PromptGenerator
 from knowsam.models.sam.prompts import Prompts, SamPromptEncoder
-from knowsam.models.sam.sam import Decoded, Embedding, Sam, freeze_unreached, rgb
+from knowsam.models.sam.sam import Decoded, Embedding, Sam, freeze_unreached
 from knowsam.models.sam.slicewise import SliceWiseGuide
 from knowsam.models.sam.weights import LoadReport, load_official
 
@@ -30,6 +30,5 @@ __all__ = [
     "freeze_unreached",
     "load_official",
     "load_trained",
-    "rgb",
     "trained_state",
 ]

@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from knowsam import components
+from knowsam.models.sam.channels import Channels, Rule
 from knowsam.models.sam.guide import SamGuide
 from knowsam.models.sam.parameters import is_new
 from knowsam.models.sam.prompts import SamPromptEncoder
 from knowsam.models.sam.sam import PIXEL_MEAN, PIXEL_STD, Sam, stated
+from knowsam.models.sam.slicewise import SliceWiseGuide
 from knowsam.models.sam.weights import LoadReport, is_omitted, load_official
 
 Block = str | Callable[..., Any] | Mapping[str, Any]
@@ -37,6 +39,7 @@ def build_sam(
     pixel_mean: Sequence[float] = PIXEL_MEAN,
     pixel_std: Sequence[float] = PIXEL_STD,
     image_size: int = 256,
+    channels: Rule = "repeat",
     *,
     num_classes: int | None = None,
     in_channels: int = 3,
@@ -59,7 +62,9 @@ def build_sam(
         pixel_mean, pixel_std: per channel, for pixel values 0..255; SAM's.
         image_size: side S of the images, a multiple of the encoder's stride.
         num_classes: K, background included, for decoders that want it.
-        in_channels: of the images, for encoders that want it; SAM's have 3.
+        channels: how images come to the 3 channels of SAM's encoders: repeat, learned, or three numbers; see
+            :class:`~knowsam.models.sam.channels.Channels`.
+        in_channels: of the images; encoders other than SAM's may want it.
         omit: regular expressions of the checkpoint's keys that are not to be loaded.
     Returns:
         SAM, and what became of every tensor of the checkpoint.
@@ -72,7 +77,15 @@ def build_sam(
     offered = _offers(image_size, in_channels, num_classes)
     with _own_random_state():
         sam, report = _assemble(
-            _make("encoder", encoder, offered), decoder, tuning, weights, pixel_mean, pixel_std, omit, offered
+            _make("encoder", encoder, offered),
+            decoder,
+            tuning,
+            weights,
+            pixel_mean,
+            pixel_std,
+            omit,
+            offered,
+            channels,
         )
     _freeze_others(sam, sam, asked, loaded=weights is not None)
     return sam, report
@@ -90,24 +103,29 @@ def build_sam_guide(
     pixel_std: Sequence[float] = PIXEL_STD,
     image_size: int = 256,
     num_classes: int = 2,
+    channels: Rule = "repeat",
+    slices: int | None = None,
     *,
     in_channels: int = 3,
+    spatial_dims: int = 2,
     omit: Sequence[str] = (),
     freeze: bool = True,
-) -> tuple[SamGuide, LoadReport]:
+) -> tuple[SamGuide | SliceWiseGuide, LoadReport]:
     """Assemble SAM with prompts of its own. What no forward of a guide reaches is frozen.
 
     torch's global random state is afterwards what it was.
 
     Args:
         encoder, decoder, tuning, weights, pixel_mean, pixel_std: as of :func:`build_sam`.
-        image_size, in_channels, omit: likewise.
+        image_size, channels, in_channels, omit: likewise.
         prompt: of ``SAM_PROMPTS``, for example ``{"name": "learned", "sparse": True, "dense": True, "tokens": 2}``. It
             is offered ``num_classes`` and ``embed_dim``.
         mask_prompt: feed the coarse logits back to SAM as mask prompts.
         train: which parts of ``PARTS``, and ``prompt``, train. ``all``, or ``auto``: all of random weights, tuning and
             prompt generator of loaded ones.
         num_classes: K, background included.
+        slices: of every volume that SAM is asked for in training, where images are volumes; None: all.
+        spatial_dims: 2, or 3: volumes, slice by slice.
         freeze: freeze what no forward of the guide reaches; False where the same SAM is used otherwise, too.
     Returns:
         The guide, and what became of every tensor of the checkpoint.
@@ -121,18 +139,22 @@ def build_sam_guide(
     with _own_random_state():
         # The prompt generator draws its weights before the encoder, which runs that are repeated rely on; its width
         # is the encoder's, and only some encoders tell theirs before they are there.
-        channels = _channels(encoder)
-        generator = None if channels is None else _prompt_generator(prompt, mask_prompt, channels, num_classes)
+        width = _channels(encoder)
+        generator = None if width is None else _prompt_generator(prompt, mask_prompt, width, num_classes)
         made = _make("encoder", encoder, offered)
-        if generator is None or channels != stated(made, "out_channels"):
+        if generator is None or width != stated(made, "out_channels"):
             generator = _prompt_generator(prompt, mask_prompt, stated(made, "out_channels"), num_classes)
-        sam, report = _assemble(made, decoder, tuning, weights, pixel_mean, pixel_std, omit, offered)
+        sam, report = _assemble(made, decoder, tuning, weights, pixel_mean, pixel_std, omit, offered, channels)
         guide = SamGuide(sam, generator, num_classes, mask_prompt=mask_prompt, freeze=freeze)
     report.declared_new += [f"prompt_generator.{key}" for key in generator.state_dict()]
     _freeze_others(guide, sam, asked, loaded=weights is not None)
     if asked != () and not any(parameter.requires_grad for parameter in guide.parameters()):
         warnings.warn("nothing of SAM is trainable: no tuning, and no prompt is generated; an optimizer will refuse it")
-    return guide, report
+    if spatial_dims == 2:
+        if slices is not None:
+            raise ValueError(f"sam.slices is {slices}, but images are pictures, which have none")
+        return guide, report
+    return SliceWiseGuide(guide, slices), report
 
 
 def _assemble(
@@ -144,12 +166,14 @@ def _assemble(
     pixel_std: Sequence[float],
     omit: Sequence[str],
     offered: Mapping[str, Any],
+    channels: Rule,
 ) -> tuple[Sam, LoadReport]:
     """SAM around a finished encoder, with weights and tunings."""
     embed_dim, grid = stated(encoder, "out_channels"), stated(encoder, "grid")
     prompt_encoder = SamPromptEncoder(embed_dim=embed_dim, grid=grid, image_size=grid * stated(encoder, "stride"))
     mask_decoder = _make("decoder", decoder, {**offered, "embed_dim": embed_dim})
-    sam = Sam(encoder, prompt_encoder, mask_decoder, pixel_mean, pixel_std)
+    to_rgb = Channels(channels, offered["in_channels"]) if getattr(encoder, "in_channels", 3) == 3 else None
+    sam = Sam(encoder, prompt_encoder, mask_decoder, pixel_mean, pixel_std, to_rgb)
     report = LoadReport() if weights is None else load_official(sam, weights, omit)
     for block in _blocks(tuning):
         parts = {"encoder": encoder, "mask_decoder": mask_decoder, "sam": sam, "embed_dim": embed_dim}

@@ -3,12 +3,13 @@
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from knowsam.models.sam.channels import Channels
 from knowsam.models.sam.mask_decoder import Masks
 from knowsam.models.sam.prompts import Prompts, SamPromptEncoder
 
@@ -90,6 +91,7 @@ class Sam(nn.Module):
             names for the encoder's ``tap``, and is then given ``taps``; and it may have ``upscale(masks, size)``, which
             makes logits of (height, width) in the place of bilinear interpolation.
         pixel_mean, pixel_std: per channel, for pixel values 0..255; SAM's.
+        channels: images of any number of channels -> 3, for an encoder that takes 3; None: 3, or 1 repeated.
     Attributes:
         checked_calls: how many more calls of ``encode`` look at the range of their images.
     Raises:
@@ -109,13 +111,14 @@ class Sam(nn.Module):
         mask_decoder: nn.Module,
         pixel_mean: Sequence[float] = PIXEL_MEAN,
         pixel_std: Sequence[float] = PIXEL_STD,
+        channels: Channels | None = None,
     ) -> None:
         super().__init__()
-        channels = getattr(image_encoder, "in_channels", 3)
-        if len(pixel_mean) != channels or len(pixel_std) != channels or min(pixel_std) <= 0:
+        encoder_channels = getattr(image_encoder, "in_channels", 3)
+        if len(pixel_mean) != encoder_channels or len(pixel_std) != encoder_channels or min(pixel_std) <= 0:
             raise ValueError(
                 f"pixel_mean is {tuple(pixel_mean)}, pixel_std {tuple(pixel_std)}; each needs a number per channel, "
-                f"{channels} in all, and those of pixel_std must be above 0"
+                f"{encoder_channels} in all, and those of pixel_std must be above 0"
             )
         stride, grid, embed_dim = (stated(image_encoder, name) for name in ("stride", "grid", "out_channels"))
         found = prompt_encoder.embed_dim, prompt_encoder.image_embedding_size, prompt_encoder.input_image_size
@@ -136,7 +139,8 @@ class Sam(nn.Module):
         self.mask_decoder = mask_decoder
         self.stride, self.embed_dim = stride, embed_dim
         self.image_size = stride * grid
-        self.in_channels = channels
+        self.in_channels = encoder_channels
+        self.channels = Channels() if channels is None else channels
         self.checked_calls = CHECKED_CALLS
         # not persistent: segment-anything's checkpoints do not hold them
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean) / 255, persistent=False)
@@ -152,7 +156,7 @@ class Sam(nn.Module):
         """Embedding of images.
 
         Args:
-            images: (B, 3 or 1, S, S) in 0..1; SAM's own normalisation is done here.
+            images: (B, c, S, S) in 0..1, see ``channels``; SAM's own normalisation is done here.
             extra: what an encoder that looks at prompts itself takes besides.
         Raises:
             ValueError: images that are no floating point numbers in 0..1 (the range is looked at in the first calls
@@ -164,7 +168,7 @@ class Sam(nn.Module):
         if extra is not None and "extra" not in inspect.signature(self.image_encoder.forward).parameters:
             raise ValueError(f"{type(self.image_encoder).__name__} takes no extra input, got {tuple(extra.shape)}")
         if self.in_channels == 3:
-            images = rgb(images)
+            images = self.channels(images)
         statistics = (-1, *(1,) * (images.ndim - 2))
         normal = (images - self.pixel_mean.view(statistics)) / self.pixel_std.view(statistics)
         found = self.image_encoder(normal) if extra is None else self.image_encoder(normal, extra=extra)
@@ -236,24 +240,6 @@ def stated(encoder: nn.Module, name: str) -> int:
             "out_channels"
         )
     return value
-
-
-def rgb(images: Tensor, rule: Literal["repeat"] = "repeat") -> Tensor:
-    """Images (B, 1 or 3, *S) -> (B, 3, *S), as SAM's encoders want them.
-
-    Args:
-        images: any number type.
-        rule: ``repeat``: one channel becomes three alike, three stay as they are.
-    Raises:
-        ValueError: another number of channels, or an unknown rule.
-    """
-    if rule != "repeat":
-        raise ValueError(f"rule is {rule!r}; allowed: 'repeat'")
-    if images.shape[1] not in (1, 3):
-        raise ValueError(
-            f"images are {tuple(images.shape)}: SAM takes 3 channels, or 1, which is repeated; choose or merge channels"
-        )
-    return images if images.shape[1] == 3 else images.expand(-1, 3, *images.shape[2:])
 
 
 def check_images(images: Tensor) -> None:

@@ -125,7 +125,9 @@ class SliceWiseGuide(nn.Module):
         images, side = to_slices(volumes, chosen), self.guide.image_size
         if (height, width) != (side, side):
             images = F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
-        found = reduce(Embedding.joined, [self.guide.encode(some) for some in images.split(self._at_once(images))])
+        found = reduce(
+            Embedding.joined, [self.guide.encode(some) for some in torch.split(images, self._at_once(images))]
+        )
         asked = depth if chosen is None else chosen.shape[1]
         return SliceEmbedding(found.image, found.taps, asked, (depth, height, width), chosen)
 
@@ -157,7 +159,7 @@ class SliceWiseGuide(nn.Module):
                 )
             coarse_logits = to_slices(coarse_logits.detach(), embedding.chosen)
         logits = self._decode(embedding.slices(), coarse_logits, plane, None if first is None else first * asked)
-        logits = logits.unflatten(0, (-1, asked))  # (B, n, K, height, width)
+        logits = logits.reshape(-1, asked, *logits.shape[1:])  # (B, n, K, height, width)
         if embedding.chosen is not None:
             chosen = embedding.chosen[:first]
             rows = torch.arange(len(chosen), device=chosen.device)[:, None]

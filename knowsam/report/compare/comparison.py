@@ -55,15 +55,15 @@ class Row:
         output: whose scores.
         runs: finished ones.
         cells: (class, metric) -> numbers.
-        errors: (class, metric) -> spread over seeds of the metrics without a test: pixels called wrongly, and
-            structures found image by image.
+        errors: (class, metric) -> numbers of the metrics without a test: pixels called wrongly, and structures found
+            image by image.
     """
 
     setting: str
     output: str
     runs: list[Run]
     cells: dict[tuple[str, str], Cell]
-    errors: dict[tuple[str, str], Spread] = field(default_factory=dict)
+    errors: dict[tuple[str, str], Cell] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -241,15 +241,16 @@ def _computed(
     )
 
 
-def _errors(runs: Sequence[Run], output: str, classes: Sequence[str]) -> dict[tuple[str, str], Spread]:
-    """Spread over seeds of what has no test, of every class."""
-    found: dict[tuple[str, str], Spread] = {}
+def _errors(runs: Sequence[Run], output: str, classes: Sequence[str]) -> dict[tuple[str, str], Cell]:
+    """Numbers of what has no test, of every class."""
+    found: dict[tuple[str, str], Cell] = {}
     for name in classes:
         by_metric = {metric: [run.mean(output, name, metric) for run in runs] for metric in PIXEL_METRICS}
         rates = [run.image_level(output, name) for run in runs]
         by_metric |= {metric: [rate[i] for rate in rates] for i, metric in enumerate(IMAGE_LEVEL)}
         for metric, values in by_metric.items():
-            found[name, metric] = spread([value for value in values if value is not None])
+            by_seed = {run.seed: value for run, value in zip(runs, values, strict=True) if value is not None}
+            found[name, metric] = Cell(by_seed, spread(list(by_seed.values())))
     return found
 
 

@@ -67,9 +67,10 @@ def errors(tables: TableSet, class_name: str = MEAN) -> Table:
         tables: with rows.
         class_name: one of its classes.
     """
-    metrics = [m for m in (*PIXEL_METRICS, *IMAGE_LEVEL) if any(row.errors[class_name, m].n for row in tables.rows)]
+    every = (*PIXEL_METRICS, *IMAGE_LEVEL)
+    metrics = [m for m in every if any(row.errors[class_name, m].values.n for row in tables.rows)]
     rows = [
-        [_row_name(tables, row), *(spread_text(metric, row.errors[class_name, metric]) for metric in metrics)]
+        [_row_name(tables, row), *(spread_text(metric, row.errors[class_name, metric].values) for metric in metrics)]
         for row in tables.rows
     ]
     title = (
@@ -180,13 +181,13 @@ def records(tables: TableSet) -> list[dict[str, str]]:
         for row in tables.rows
         for metric in tables.metrics
     ]
-    # Without a test: mean and sd alone.
+    # Without a test.
     found += [
-        _record(tables, row, class_name, metric, Cell({}, values))
+        _record(tables, row, class_name, metric, cell)
         for class_name in tables.classes
         for row in tables.rows
-        for (name, metric), values in row.errors.items()
-        if name == class_name and metric not in tables.metrics and values.n
+        for (name, metric), cell in row.errors.items()
+        if name == class_name and metric not in tables.metrics and cell.values.n
     ]
     return [{name: exact(value) for name, value in record.items()} for record in found]
 

@@ -1,9 +1,9 @@
 """The networks of a run, as a page asks for them. What opens checkpoints, and knows configurations, stays outside."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from knowsam.data.source import Source
 
@@ -24,7 +24,7 @@ class Networks:
         open_source: list of labelled cases, or None for the run's own -> the run's data, of which the training masks
             of that list may be read.
         class_names: of the K - 1 foreground classes.
-        image_size: S, side of the square the networks see, in pixels.
+        sight: how the networks see a case: arguments of ``inference.predict.segment``.
         batch_size: images or slices at a time.
         autocast: dtype to compute in; None for that of the weights.
     """
@@ -34,7 +34,7 @@ class Networks:
     method: "SSLMethod"
     open_source: Callable[[str | None], Source]
     class_names: Sequence[str]
-    image_size: int
+    sight: Mapping[str, Any]
     batch_size: int
     autocast: "torch.dtype | None"
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from knowsam.data.intensity import as_picture
 from knowsam.data.source import Source
 from knowsam.engine import distributed
 from knowsam.errors import ConfigError, DataError, KnowsamError
@@ -99,7 +100,7 @@ def _predicted(
         method.predict,
         source,
         cases,
-        image_size=networks.image_size,
+        **networks.sight,
         batch_size=networks.batch_size,
         device=where,
         num_classes=source.num_classes,
@@ -125,7 +126,7 @@ def _overlay(source: Source, case: str, prediction: np.ndarray, class_names: Seq
         place = f"slice {z + 1} of {len(truth)}"
         image, truth, prediction = image[z], truth[z], prediction[z]
     return Overlay(
-        image=image,
+        image=as_picture(image),
         truth=truth,
         prediction=prediction,
         place=place,

@@ -153,7 +153,7 @@ def _evaluated(
             "unlabelled",
             cases=sample.cases,
             outputs=outputs,
-            image_size=networks.image_size,
+            **networks.sight,
             batch_size=networks.batch_size,
             device=device,
             class_names=networks.class_names,

@@ -103,7 +103,7 @@ def networks(source, step=400, path="best.pt"):
         if checkpoint == "best" and path != "best.pt":
             raise NotFoundError(f"{folder} has no best.pt yet")
         sources = source if callable(source) else lambda labelled: source
-        return Networks(Path(folder) / path, step, Bright(), sources, ["lesion"], 8, 2, None)
+        return Networks(Path(folder) / path, step, Bright(), sources, ["lesion"], {"image_size": 8}, 2, None)
 
     return opener, asked
 
