@@ -19,7 +19,7 @@ from knowsam.io.dicom import Dicom
 from knowsam.io.dicom_series import dicom_files
 from knowsam.io.kind import Kind, raw_labels, suffix
 from knowsam.io.nifti import Nifti
-from knowsam.io.opening import MAX_PIXELS, MAX_VOXELS, opened
+from knowsam.io.opening import MAX_PIXELS, MAX_VOXELS, opened, pixels_up_to
 from knowsam.io.palettes import PaletteWatch
 from knowsam.io.picture import Picture
 from knowsam.io.scan import Scan, scan_folder
@@ -89,7 +89,8 @@ def read_image(path: str | Path, reading: Reading = DEFAULT) -> Stored:
         ConfigError: a library that this kind needs is not installed.
     """
     kind, notes = _kind_of(Path(path))
-    stored = kind.read(Path(path), reading)
+    with pixels_up_to(reading.max_pixels):
+        stored = kind.read(Path(path), reading)
     array, top = stored.array, (stored.full_range or (0, 0))[1]
     if array.dtype.kind == "u" and top > 255 and 8 * (reach := int(array.max())) <= top:
         notes = (*notes, f"values reach {reach} of {top:g}: fewer bits than the format has?")
@@ -104,13 +105,15 @@ def read_mask(path: str | Path, reading: Reading = DEFAULT) -> StoredMask:
         palettes that leave open whether index or colour counts.
     """
     kind, notes = _kind_of(Path(path))
-    mask = kind.read_mask(Path(path), reading)
+    with pixels_up_to(reading.max_pixels):
+        mask = kind.read_mask(Path(path), reading)
     return replace(mask, notes=(*notes, *mask.notes))
 
 
 def header(path: str | Path, reading: Reading = DEFAULT) -> Header:
     """Size, type and spacing that ``read_image`` will give, from the header alone; same refusals for size."""
-    return kind_of(path).header(Path(path), reading)
+    with pixels_up_to(reading.max_pixels):
+        return kind_of(path).header(Path(path), reading)
 
 
 def extension(path: str | Path, kind: PredictionKind) -> str:
@@ -145,7 +148,7 @@ def encode(
     """
     path = Path(path)
     found = kind_of(path)
-    shape = found.header(path, reading).shape
+    shape = header(path, reading).shape
     given = values.shape[1:] if kind == "probabilities" else values.shape[: len(shape)]
     if given != shape:
         raise ValueError(f"values of {given} for an image of {shape}: {path}")
@@ -153,7 +156,8 @@ def encode(
         if values.max(initial=0) > 65535:
             raise DataError(f"{path}: label values up to {values.max()} do not fit a mask; at most 65535 do")
         values = values.astype(np.uint16)
-    return found.extension(path, kind), found.encode(path, kind, values, classes, reading)
+    with pixels_up_to(reading.max_pixels):
+        return found.extension(path, kind), found.encode(path, kind, values, classes, reading)
 
 
 def same_place(image: str | Path, mask: str | Path, reading: Reading = DEFAULT) -> tuple[str, ...]:

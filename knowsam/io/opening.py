@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,22 @@ from knowsam.errors import ConfigError, DataError, KnowsamError, NotFoundError
 
 MAX_PIXELS = 64_000_000
 MAX_VOXELS = 2_000_000_000
+_most_pixels: ContextVar[int] = ContextVar("most_pixels", default=MAX_PIXELS)
+
+
+@contextmanager
+def pixels_up_to(count: int) -> Iterator[None]:
+    """Pictures of so many pixels are read inside."""
+    before = _most_pixels.set(count)
+    try:
+        yield
+    finally:
+        _most_pixels.reset(before)
+
+
+def most_pixels() -> int:
+    """How many pixels of a picture are read here."""
+    return _most_pixels.get()
 
 
 @contextmanager
@@ -62,16 +79,17 @@ def fits(path: Path, shape: tuple[int, ...], channels: int = 1) -> None:
         shape: (H, W) or (D, H, W) in any order of axes.
         channels: C.
     Raises:
-        DataError: more than ``MAX_PIXELS`` of a picture, ``MAX_VOXELS`` with all channels of a volume, or none.
+        DataError: more than ``most_pixels`` of a picture, ``MAX_VOXELS`` with all channels of a volume, or none.
     """
     size = " x ".join(map(str, shape))
     pixels = int(np.prod(shape, dtype=object))
     if pixels < 1 or channels < 1:
         raise DataError(f"{path}: is empty, {size} of {channels} channels")
-    if len(shape) == 2 and pixels > MAX_PIXELS:
+    if len(shape) == 2 and pixels > most_pixels():
         raise DataError(
-            f"{path}: {shape[1]} x {shape[0]} pixels; at most {MAX_PIXELS:,} are read",
-            hint="cut the picture into tiles, or check that the file is what it claims to be",
+            f"{path}: {shape[1]} x {shape[0]} pixels; at most {most_pixels():,} are read",
+            hint="check that the file is what it claims to be; data.reading.max_pixels allows more, and "
+            "data.patch_size sees large pictures in tiles",
         )
     if pixels * channels > MAX_VOXELS:
         raise DataError(

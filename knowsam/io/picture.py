@@ -1,6 +1,7 @@
 """PNG, JPEG, BMP, GIF and WEBP, by Pillow."""
 
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,10 @@ from PIL import Image, ImageFile, ImagePalette, UnidentifiedImageError
 from knowsam.errors import DataError
 from knowsam.io import orientation, palettes, raster
 from knowsam.io.kind import Kind, labels_of, raw_labels
-from knowsam.io.opening import fits, opened
+from knowsam.io.opening import fits, most_pixels, opened
 from knowsam.io.stored import Header, PredictionKind, Reading, Stored, StoredMask
 
+_pillow_limit = threading.Lock()
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8")
 _EXIF_CHUNKS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
@@ -93,7 +95,7 @@ def _opened(path: Path) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
     """The picture, not yet decoded, and its file."""
     with opened(path, "a picture") as file:
         try:
-            picture = Image.open(file, formats=_FORMATS)
+            picture = _open(file)
         except UnidentifiedImageError:
             raise ValueError(f"of no known format: {', '.join(_FORMATS)}") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -109,6 +111,18 @@ def _opened(path: Path) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
             if picture.format == "BMP" and picture.mode in ("1", "L"):
                 _undo_grey_bmp(picture, file)
             yield picture, file
+
+
+def _open(file: BinaryIO) -> ImageFile.ImageFile:
+    """Not decoded. Pillow's own limit, one for the whole process, gives way where more pixels are allowed here."""
+    if most_pixels() <= (Image.MAX_IMAGE_PIXELS or most_pixels()):
+        return Image.open(file, formats=_FORMATS)
+    with _pillow_limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file, formats=_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _undo_grey_bmp(picture: ImageFile.ImageFile, file: BinaryIO) -> None:

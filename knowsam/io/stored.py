@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from knowsam.errors import ConfigError
+from knowsam.io.opening import MAX_PIXELS
 
 PredictionKind = Literal["masks", "probabilities", "uncertainty"]
 """What a file is made of by ``encode``."""
@@ -23,8 +24,9 @@ class Reading:
         image_key, mask_key: names of the arrays in h5 and npz files.
         palette: masks with a palette. ``"index"``: the stored number counts; ``"colour"``: its colour, or grey level;
             ``"auto"``: see ``palettes.read_palette``.
+        max_pixels: of a picture; larger ones are refused from their header.
     Raises:
-        ConfigError: another value of ``orientation``, ``slice_axis`` or ``palette``.
+        ConfigError: another value of ``orientation``, ``slice_axis`` or ``palette``; ``max_pixels`` below 1.
     """
 
     orientation: Literal["apply", "stored"] = "apply"
@@ -32,6 +34,7 @@ class Reading:
     image_key: str = "image"
     mask_key: str = "label"
     palette: Literal["auto", "index", "colour"] = "auto"
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         allowed = {"orientation": ("apply", "stored"), "slice_axis": (0, 1, 2), "palette": ("auto", "index", "colour")}
@@ -40,6 +43,8 @@ class Reading:
                 raise ConfigError(
                     f"reading.{name} is {getattr(self, name)!r}; allowed are {', '.join(map(str, values))}"
                 )
+        if not isinstance(self.max_pixels, int) or self.max_pixels < 1:
+            raise ConfigError(f"reading.max_pixels is {self.max_pixels!r}; allowed are whole numbers from 1")
 
 
 DEFAULT = Reading()
