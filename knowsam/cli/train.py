@@ -83,6 +83,7 @@ def run(args: argparse.Namespace | TrainArguments) -> int:
         print(to_yaml(config), end="")
         return 0
     with session(config) as rank:
+        _refuse_precision(config, rank)
         if args.dry_run:
             from knowsam.cli.trial import dry_run
 
@@ -185,16 +186,8 @@ def prepared(
     from knowsam.engine.precision import autocast_dtype, store_frozen
     from knowsam.engine.runfolder import RunFolder
     from knowsam.engine.saving import RunRecord
-    from knowsam.errors import ConfigError, DataError
+    from knowsam.errors import DataError
 
-    if config.train.precision == "fp16" and rank.device.type == "cpu":
-        raise ConfigError("train.precision is fp16, which needs a CUDA device", hint="Use bf16 or fp32 on the CPU.")
-    if config.train.precision == "bf16" and rank.device.type == "cpu" and config.spatial_dims == 3:
-        # The weights' gradients of 3x3x3 convolutions over 2 slices read memory that nobody wrote (torch 2.13).
-        raise ConfigError(
-            "train.precision is bf16, in which torch's convolutions of volumes give wrong gradients on the CPU",
-            hint="Use train.precision=fp32 on the CPU.",
-        )
     source = on_main_first(lambda: build.build_source(config))
     if not source.eval_ids("val"):
         raise DataError("there is no validation case, so no checkpoint could be chosen", hint="Write a val.txt.")
@@ -272,6 +265,22 @@ def _prepare_images(source: "Source", resume: "Mapping[str, Any] | None") -> dic
         source.preparation.load_state(state)
         say(f"intensity {source.preparation.intensity.about()}: fitted on {len(source.train_ids())} training images")
     return source.preparation.state()
+
+
+def _refuse_precision(config: Config, rank: "Rank") -> None:
+    """Refuse what the device cannot compute, or computes wrongly."""
+    from knowsam.errors import ConfigError
+
+    if rank.device.type != "cpu":
+        return
+    if config.train.precision == "fp16":
+        raise ConfigError("train.precision is fp16, which needs a CUDA device", hint="Use bf16 or fp32 on the CPU.")
+    if config.train.precision == "bf16" and config.spatial_dims == 3:
+        # The weights' gradients of 3x3x3 convolutions over 2 slices read memory that nobody wrote (torch 2.13).
+        raise ConfigError(
+            "train.precision is bf16, in which torch's convolutions of volumes give wrong gradients on the CPU",
+            hint="Use train.precision=fp32 on the CPU.",
+        )
 
 
 def on_main_first(function: Callable[[], T]) -> T:
