@@ -41,3 +41,22 @@ def test_an_error_is_an_exception():
         knowsam.train("no_such_experiment.yaml")
     with pytest.raises(ConfigError, match="did you mean 'max_steps'"):
         knowsam.train(ROOT / "experiments" / "quickstart.yaml", {"train.max_stps": 1})
+
+
+def test_a_folder_is_predicted_with_any_network(tmp_path, monkeypatch):
+    import torch
+
+    [code] = [
+        block.text
+        for block in blocks(DOCS / "predict_export.md")
+        if block.language == "python" and "predict_files(" in block.text
+    ]
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "hospital_b" / "day1"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (50, 40), "white").save(folder / "x.png")
+    names: dict = {"network": torch.nn.Conv2d(3, 2, 1)}
+    exec(compile(code, "predict_export.md", "exec"), names)
+    assert names["outcome"].done == 1 and not names["outcome"].failed
+    assert Image.open("predictions/masks/day1/x.png").size == (50, 40)
+    assert (tmp_path / "predictions/overlays/day1/x.png").is_file()
