@@ -14,9 +14,6 @@ from knowsam.data.levels import WHITE, to_unit
 from knowsam.data.streams import RawBatch
 from knowsam.errors import ConfigError
 
-UNKNOWN = 255
-"""Class id of a raw mask where nothing is known."""
-
 
 class Augmenter:
     """Random flips, affine and elastic distortion, light and holes for one step's images or volumes.

@@ -14,7 +14,6 @@ import numpy as np
 
 from knowsam import io
 from knowsam.data.cache import file_sha256, known, load_memo, remembered, save_memo
-from knowsam.data.intensity import WHITE
 from knowsam.data.labels import IGNORE_ID
 from knowsam.data.layout import Layout
 from knowsam.data.looks import Look, look, near_pairs, same_pixels, tied_within
@@ -350,7 +349,7 @@ def _look_at(source: Source, case_id: str, readable: bool, num_classes: int) -> 
         seen.faults.append(Fault("image cannot be read", text, (case_id,)))
     else:
         seen.size = (image.shape[-3], image.shape[-2])
-        seen.brightest = 255 * int(image.max()) // WHITE[image.dtype]
+        seen.brightest = 255 * int(image.max()) // np.iinfo(image.dtype).max
         seen.looks = [look(picture) for picture in (image if image.ndim == 4 else image[None])]
         path_of = getattr(source, "image_path", None)
         if path_of is not None:

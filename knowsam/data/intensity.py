@@ -19,9 +19,6 @@ from knowsam.errors import ConfigError, DataError
 Scope = Literal["slice", "case", "dataset"]
 SCOPES: tuple[Scope, ...] = ("slice", "case", "dataset")
 
-WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.int32): 65535}
-"""The level of 1.0, by type; int32 stands for uint16 where torch has no arithmetic for it."""
-
 _SAMPLES = 20_000  # voxels of a case that a fit over the data set looks at
 _PIECE = 2**22  # values that are floats at a time
 _TOO_DARK = 8  # 16-bit pictures that use less than an eighth of their range hold fewer bits than their file says
@@ -367,8 +364,6 @@ class Preparation:
         channels: C of the networks. With 3, grey images are repeated; else a case must have C channels.
     """
 
-    KEEP: ClassVar[str] = "preparation"  # key in checkpoints
-
     def __init__(self, intensity: Intensity | None = None, channels: int = 3):
         self.intensity = AsIs() if intensity is None else intensity
         self.channels = channels
@@ -412,11 +407,6 @@ class Preparation:
         if mine != other:
             raise ConfigError(f"the run prepared its images by {other}, this experiment says {mine}")
         self.intensity.fitted = dict(state["intensity"].get("fitted", {}))
-
-
-def as_float(levels: np.ndarray) -> np.ndarray:
-    """Levels as float32 in 0..1, same shape."""
-    return levels.astype(np.float32) / np.float32(WHITE[levels.dtype])
 
 
 def same_levels(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

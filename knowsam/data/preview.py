@@ -4,12 +4,12 @@ import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from knowsam.data.batch import Batch, Ids
 from knowsam.data.check import Findings
 from knowsam.data.intensity import as_picture, same_levels
+from knowsam.data.levels import as_tensor
 from knowsam.data.seeds import derive_seed
 from knowsam.data.sizing import Fit
 from knowsam.data.source import Source
@@ -60,7 +60,7 @@ def preview_cases(
     first, second = same_levels([_images(source, ids, fitting) for ids in (labelled, unlabelled)])
     second = second if len(second) else first[:0]
     masks = np.stack([fitting.mask(source.mask(i)) for i in labelled])
-    images, ids, others = (_tensor(x) for x in (first, masks, second))
+    images, ids, others = (as_tensor(x) for x in (first, masks, second))
     raw = RawBatch(images, ids, others, Ids(tuple(labelled), tuple(unlabelled)), images[:0], ids[:0])
     batch = augment(raw, seed=derive_seed(seed, "augment", 0, 0))
     return preview(first, masks, second, batch, names=labelled, unlabelled_names=unlabelled, class_names=class_names)
@@ -77,10 +77,6 @@ def _images(source: Source, ids: Sequence[str], fitting: Fit) -> np.ndarray:
         raise DataError("the preview draws pictures, and these are volumes", hint="Look at knowsam predict --overlays.")
     images = [np.moveaxis(fitting.image(image), 2, 0) for image in found]
     return np.stack(same_levels(images)) if images else np.empty((0, 3, fitting.size, fitting.size), np.uint8)
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else array.copy())
 
 
 def preview(

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from knowsam.data.batch import Ids
 from knowsam.data.cache import DecodedCache
 from knowsam.data.intensity import same_levels
+from knowsam.data.levels import as_tensor
 from knowsam.data.patches import ForegroundIndex, draw_patch
 from knowsam.data.seeds import derive_seed
 from knowsam.errors import DataError
@@ -210,7 +211,7 @@ class TwoStreams(Dataset[RawBatch]):
         masks = cache.masks if stream != "unlabelled" else None
         if self.patch_size is None:
             images = cache.images[rows]
-            return _tensor(images), None if masks is None else _tensor(masks[rows])
+            return as_tensor(images), None if masks is None else as_tensor(masks[rows])
         crops, crop_masks = [], []
         first = (t * self.world_size + self.rank) * len(rows)  # drawn by place in the stream, whoever holds it
         for place, row in enumerate(rows):
@@ -221,7 +222,7 @@ class TwoStreams(Dataset[RawBatch]):
             crops.append(image)
             if cut is not None:
                 crop_masks.append(cut)
-        return _tensor(np.stack(same_levels(crops))), _tensor(np.stack(crop_masks)) if crop_masks else None
+        return as_tensor(np.stack(same_levels(crops))), as_tensor(np.stack(crop_masks)) if crop_masks else None
 
     def _cache(self, stream: str) -> DecodedCache:
         cache = self.unlabelled if stream == "unlabelled" else self.labelled
@@ -252,11 +253,6 @@ def _by_data_set(ids: Sequence[str]) -> dict[str, list[int]]:
     for row, case_id in enumerate(ids):
         groups.setdefault(case_id.partition("/")[0], []).append(row)
     return groups
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    """uint8 as it is; uint16, of which torch knows little, as int32."""
-    return torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else array)
 
 
 def _of_one_type(*streams: Tensor | None) -> list[Any]:

@@ -267,18 +267,3 @@ def _interpolate(logits: Tensor, shape: Sequence[int]) -> Tensor:
     if tuple(logits.shape[2:]) == tuple(shape):
         return logits
     return F.interpolate(logits, tuple(shape), mode="bilinear" if len(shape) == 2 else "trilinear", align_corners=False)
-
-
-def _shrink(image: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(C, *S) -> (C, *size), linear, low-pass filtered along axes that shrink."""
-    planes = F.interpolate(image.flatten(0, -3)[None], size[-2:], mode="bilinear", align_corners=False, antialias=True)[
-        0
-    ]
-    planes = planes.view(*image.shape[:-2], *size[-2:])
-    if len(size) == 2:
-        return planes
-    # torch filters planes only; a triangle filter is separable.
-    along = F.interpolate(
-        planes.flatten(2)[None], (size[0], size[1] * size[2]), mode="bilinear", align_corners=False, antialias=True
-    )
-    return along[0].view(-1, *size)

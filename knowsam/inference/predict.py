@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from knowsam.data.intensity import WHITE, same_levels
+from knowsam.data.intensity import same_levels
+from knowsam.data.levels import as_tensor, to_unit
 from knowsam.data.sizing import Fit
 from knowsam.data.source import Source
 from knowsam.errors import DataError, NumericError
@@ -365,7 +366,8 @@ def _forward(
     autocast: torch.dtype | None,
     outputs: Sequence[str] | None,
 ) -> dict[str, Tensor]:
-    x = _channels_first(np.stack(same_levels(images)), device)  # (B, C, S, S)
+    levels = as_tensor(np.stack(same_levels(images))).to(device)
+    x = to_unit(levels.movedim(-1, 1).contiguous())  # (B, C, S, S)
     with torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         predicted = _chosen(predict_fn(x), outputs)
     for name, logits in predicted.items():
@@ -404,7 +406,7 @@ def _in_parts(
 ) -> dict[str, Segmentation]:
     """What an inferer says of a whole case (*S), gathered part by part."""
     [levels] = case.slices
-    image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(levels, -1, 0)).astype(_torch_type(levels)))
+    image = as_tensor(np.moveaxis(levels, -1, 0).copy())
     if levels.nbytes < IN_MEMORY:
         image = image.to(device)
     found: dict[str, Segmentation] = {}
@@ -433,10 +435,6 @@ def _in_parts(
     return found
 
 
-def _torch_type(levels: np.ndarray) -> Any:
-    return np.uint8 if levels.dtype == np.uint8 else np.int32  # torch knows little of uint16
-
-
 def _refuse_not_finite(logits: Tensor, name: str, case_id: str) -> None:
     """argmax takes NaN for the largest number: a broken network would give a label map that looks like any other."""
     if not bool(torch.isfinite(logits).all()):
@@ -450,13 +448,6 @@ def _done(value: _T) -> "Future[_T]":
     future: Future[_T] = Future()
     future.set_result(value)
     return future
-
-
-def _channels_first(levels: np.ndarray, device: torch.device) -> Tensor:
-    """Levels (B, *S, C) -> float32 (B, C, *S) in 0..1."""
-    white = WHITE[levels.dtype]
-    values = levels if levels.dtype == np.uint8 else levels.astype(np.int32)  # torch knows little of uint16
-    return torch.from_numpy(values).to(device).movedim(-1, 1).contiguous().float() / white
 
 
 def _finish_slice(

@@ -11,10 +11,10 @@ from knowsam.data.intensity import (
     Preparation,
     Window,
     ZScore,
-    as_float,
     as_picture,
     same_levels,
 )
+from knowsam.data.levels import as_tensor, to_unit
 from knowsam.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -22,7 +22,7 @@ CT = RNG.integers(-1024, 2000, (1, 4, 8, 8)).astype(np.int16)
 
 
 def levels(rule, image, **of):
-    return as_float(rule(Case(image, **of)))
+    return to_unit(as_tensor(rule(Case(image, **of)))).numpy()
 
 
 def test_eight_bits_come_out_untouched():
@@ -80,11 +80,13 @@ def test_scopes(rule):
     by_slice, by_case, by_set = rule(scope="slice"), rule(scope="case"), rule(scope="dataset")
     assert not np.array_equal(by_slice(cases[0]), by_case(cases[0]))
     np.testing.assert_array_equal(by_slice(cases[0])[:, 2], rule(scope="case")(Case(CT[:, 2])))
-    np.testing.assert_allclose(as_float(by_case(cases[0])), as_float(by_case(cases[2])), atol=2 / 65535)
+    np.testing.assert_allclose(
+        to_unit(as_tensor(by_case(cases[0]))).numpy(), to_unit(as_tensor(by_case(cases[2]))).numpy(), atol=2 / 65535
+    )
     with pytest.raises(ConfigError, match="was not fitted"):
         by_set(cases[0])
     by_set.fit(iter(cases))
-    shown = [as_float(by_set(case)).mean() for case in cases]
+    shown = [to_unit(as_tensor(by_set(case))).numpy().mean() for case in cases]
     assert shown[0] < shown[1] < shown[2], "over the data set, brighter cases stay brighter"
     np.testing.assert_array_equal(by_set(cases[1])[:, 2], by_set(Case(cases[1].image[:, 2])))
 
@@ -164,6 +166,6 @@ def test_a_run_keeps_what_it_fitted_and_refuses_another_rule():
 def test_levels_of_two_depths_mean_the_same():
     shallow = np.arange(256, dtype=np.uint8)
     both = same_levels([shallow, np.zeros(256, np.uint16)])
-    np.testing.assert_allclose(as_float(both[0]), as_float(shallow), atol=1e-7)
+    np.testing.assert_allclose(to_unit(as_tensor(both[0])).numpy(), to_unit(as_tensor(shallow)).numpy(), atol=1e-7)
     np.testing.assert_array_equal(as_picture(np.stack([both[0]] * 3, -1))[:, 0], shallow)
     assert as_picture(np.zeros((4, 5, 6, 2), np.uint16)).shape == (4, 5, 6, 3)

@@ -126,7 +126,8 @@ def test_orientations_and_kinds_of_file_are_one_input(clinic, tmp_path):
 
     from knowsam import io
     from knowsam.data.case import Case
-    from knowsam.data.intensity import Preparation, ZScore, as_float
+    from knowsam.data.intensity import Preparation, ZScore
+    from knowsam.data.levels import as_tensor, to_unit
 
     values, _ = volume(3)
     for orientation in ORIENTATIONS:
@@ -137,7 +138,11 @@ def test_orientations_and_kinds_of_file_are_one_input(clinic, tmp_path):
     for name in ("array.h5", *(f"{orientation}.nii" for orientation in ORIENTATIONS)):
         stored = io.read_image(tmp_path / name)
         assert stored.spacing == (None if name == "array.h5" else (1.0, 1.5, 2.0))
-        seen.append(as_float(Preparation(ZScore(), channels=1)(Case(stored.array, full_range=stored.full_range))))
+        seen.append(
+            to_unit(
+                as_tensor(Preparation(ZScore(), channels=1)(Case(stored.array, full_range=stored.full_range)))
+            ).numpy()
+        )
     for other in seen[1:]:
         np.testing.assert_allclose(other, seen[0], atol=1e-6)
 

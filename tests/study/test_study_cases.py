@@ -9,7 +9,7 @@ import pytest
 from knowsam import build
 from knowsam.cli.main import run_command
 from knowsam.config import load_config
-from knowsam.data.intensity import as_float
+from knowsam.data.levels import as_tensor, to_unit
 
 ROOT = Path(__file__).resolve().parents[2]
 SETS = Path(os.environ.get("KNOWSAM_CASES") or ROOT.parent / "shared" / "cases") / "sets"
@@ -41,7 +41,7 @@ def number(case_id):
 
 
 def shown(source, case_id):
-    return as_float(source.image(case_id))
+    return to_unit(as_tensor(source.image(case_id))).numpy()
 
 
 @pytest.mark.parametrize("name", ["palette_mixed", "palette_white_first", "bmp2", "gif_masks"])
