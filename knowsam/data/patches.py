@@ -1,7 +1,7 @@
 """Patches of volumes, and of pictures too large to see whole: where they lie, and reading nothing else.
 
-Shapes *S are (H, W) or (D, H, W). Where a patch lies is a pure function of (seed, rank, t, row), as all is that a batch
-holds.
+Shapes *S are (H, W) or (D, H, W). Where a patch lies is a pure function of the seed and of its place in the
+stream, whichever process holds it.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,6 @@ from knowsam.data.labels import IGNORE_ID
 from knowsam.data.seeds import derive_seed
 from knowsam.errors import ConfigError
 
-UNKNOWN = IGNORE_ID
-"""Class id where nothing is known; also that of what a mask lacks where a volume is smaller than the patch."""
 PER_CLASS = 1000
 """Voxels that an index keeps of a class: 12 kB, and centres that lie as those of all voxels do."""
 
@@ -32,17 +30,15 @@ class Stored(Protocol):
         """A part."""
 
 
-def patch_generator(seed: int, stream: str, *, rank: int, t: int, row: int) -> np.random.Generator:
+def patch_generator(seed: int, stream: str, position: int) -> np.random.Generator:
     """What one patch is drawn with.
 
     Args:
         seed: of the run.
         stream: ``labelled``, ``unlabelled`` or ``second``.
-        rank: of the process.
-        t: number of its batch.
-        row: of the stream in the batch.
+        position: of the patch in the stream, counted over all processes and batches.
     """
-    return np.random.Generator(np.random.Philox(derive_seed(seed, "patch", stream, rank, t, row)))
+    return np.random.Generator(np.random.Philox(derive_seed(seed, "crop", stream, position)))
 
 
 def patch_start(
@@ -95,7 +91,7 @@ def read_patch(volume: Stored, start: Sequence[int], patch: Sequence[int], fill:
         start: of :func:`patch_start`.
         patch: its size.
         fill: what lies outside of the volume. For images 0, black, as the sliding window of prediction has it; for
-            masks ``UNKNOWN``, so that nothing is learned there.
+            masks ``IGNORE_ID``, so that nothing is learned there.
     Returns:
         A new array, (C, *patch) or (*patch), of the volume's type.
     """
@@ -118,7 +114,7 @@ class ForegroundIndex:
     """Some voxels of every class of a labelled case, to centre patches on: small, and made once.
 
     Attributes:
-        classes: (m,) class ids that the case holds, without background and ``UNKNOWN``, ascending.
+        classes: (m,) class ids that the case holds, without background and ``IGNORE_ID``, ascending.
         counts: (m,) voxels of each in the case.
         voxels: int32 (n, dims), at most ``limit`` of each class, drawn evenly, class after class.
         starts: (m + 1,) where each class begins and the last one ends in ``voxels``.
@@ -142,7 +138,7 @@ class ForegroundIndex:
         depth = mask.shape[0]
         rest = tuple(slice(0, side) for side in mask.shape[1:])
         counts = np.stack([np.bincount(np.ravel(mask[(slice(d, d + 1), *rest)]), minlength=256) for d in range(depth)])
-        counts[:, [0, UNKNOWN]] = 0
+        counts[:, [0, IGNORE_ID]] = 0
         ends = counts.cumsum(axis=0)  # (D, 256), voxels of each class up to the end of each slice
         classes: list[int] = np.flatnonzero(ends[-1]).tolist()
         rng = np.random.default_rng(0)
@@ -191,10 +187,10 @@ def draw_patch(
         index: of the mask; None looks for no foreground.
         oversample: share of patches around the foreground.
     Returns:
-        (C, *patch) with 0 and (*patch) with ``UNKNOWN`` outside of the volume.
+        (C, *patch) with 0 and (*patch) with ``IGNORE_ID`` outside of the volume.
     Raises:
         ConfigError: patch and volume differ in the number of axes.
     """
     foreground = None if index is None or mask is None else index.pick(rng)
     start = patch_start(image.shape[1:], patch, rng, foreground, oversample)
-    return read_patch(image, start, patch), None if mask is None else read_patch(mask, start, patch, UNKNOWN)
+    return read_patch(image, start, patch), None if mask is None else read_patch(mask, start, patch, IGNORE_ID)

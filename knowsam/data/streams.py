@@ -15,7 +15,7 @@ from knowsam.data.batch import Ids
 from knowsam.data.cache import DecodedCache
 from knowsam.data.intensity import same_levels
 from knowsam.data.levels import as_tensor
-from knowsam.data.patches import ForegroundIndex, draw_patch
+from knowsam.data.patches import ForegroundIndex, draw_patch, patch_generator
 from knowsam.data.seeds import derive_seed
 from knowsam.errors import DataError
 
@@ -215,7 +215,7 @@ class TwoStreams(Dataset[RawBatch]):
         crops, crop_masks = [], []
         first = (t * self.world_size + self.rank) * len(rows)  # drawn by place in the stream, whoever holds it
         for place, row in enumerate(rows):
-            rng = np.random.Generator(np.random.Philox(derive_seed(self.seed, "crop", stream, first + place)))
+            rng = patch_generator(self.seed, stream, first + place)
             mask, index = (None, None) if masks is None else (masks.view(row), self._foreground[row])
             # Only mapped: a crop reads no more than itself.
             image, cut = draw_patch(cache.images.view(row), mask, self.patch_size, rng, index, self.foreground)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from knowsam import losses
+from knowsam import losses, metrics
 from knowsam.data.labels import IGNORE_ID, LabelTable, valid_pixels
 from knowsam.errors import ConfigError, DataError
 
@@ -115,7 +115,7 @@ def test_repr_tells_tables_apart():
 
 
 def test_one_ignore_label_in_the_whole_package():
-    assert IGNORE_ID == losses.IGNORE == 255
+    assert IGNORE_ID == losses.IGNORE == metrics.IGNORE_ID == 255
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from knowsam.data.labels import IGNORE_ID
 from knowsam.data.patches import (
-    UNKNOWN,
     ForegroundIndex,
     draw_patch,
     patch_generator,
@@ -14,12 +14,12 @@ from knowsam.data.patches import (
 from knowsam.errors import ConfigError
 
 
-def generator(row=0, **other):
-    return patch_generator(7, "labelled", **({"rank": 0, "t": 3, "row": row} | other))
+def generator(position=0):
+    return patch_generator(7, "labelled", position)
 
 
 def starts(shape, patch, count=400, foreground=None, oversample=0.0):
-    return np.array([patch_start(shape, patch, generator(row), foreground, oversample) for row in range(count)])
+    return np.array([patch_start(shape, patch, generator(n), foreground, oversample) for n in range(count)])
 
 
 def case(shape=(20, 30, 25)):
@@ -28,7 +28,7 @@ def case(shape=(20, 30, 25)):
     mask = np.zeros(shape, np.uint8)
     mask[2:9, 5:20, 5:20] = 1
     mask[15, 28, 22:24] = 3
-    mask[0] = UNKNOWN
+    mask[0] = IGNORE_ID
     return image, mask
 
 
@@ -46,11 +46,11 @@ class Recorder:
 # ---------------------------------------------------------------- where
 
 
-def test_place_is_a_function_of_seed_stream_rank_batch_and_row():
-    def at(seed=1, stream="labelled", rank=0, t=0, row=0):
-        return patch_start((99,) * 3, (9,) * 3, patch_generator(seed, stream, rank=rank, t=t, row=row))
+def test_place_is_a_function_of_seed_stream_and_position():
+    def at(seed=1, stream="labelled", position=0):
+        return patch_start((99,) * 3, (9,) * 3, patch_generator(seed, stream, position))
 
-    others = [at(seed=2), at(stream="unlabelled"), at(rank=1), at(t=1), at(row=1)]
+    others = [at(seed=2), at(stream="unlabelled"), at(stream="second"), at(position=1), at(position=2)]
     assert at() == at() and len({at(), *others}) == 6
 
 
@@ -69,7 +69,7 @@ def test_a_volume_smaller_than_the_patch_lies_in_its_middle():
     image, mask = np.full((1, 5, 4), 9, np.uint8), np.ones((5, 4), np.uint8)
     found, labels = draw_patch(image, mask, (8, 6), generator())
     assert found.shape == (1, 8, 6) and (found[:, 1:6, 1:5] == 9).all() and found.sum() == image.sum()
-    assert labels.shape == (8, 6) and (labels[1:6, 1:5] == 1).all() and (labels == UNKNOWN).sum() == 48 - 20
+    assert labels.shape == (8, 6) and (labels[1:6, 1:5] == 1).all() and (labels == IGNORE_ID).sum() == 48 - 20
 
 
 def test_foreground_is_in_the_middle_as_far_as_the_border_allows():
@@ -102,9 +102,9 @@ def test_another_number_of_axes_is_refused():
 def test_a_patch_is_what_lies_there():
     image, mask = case()
     assert np.array_equal(read_patch(image, (3, 4, 5), (6, 7, 8)), image[:, 3:9, 4:11, 5:13])
-    outside = read_patch(mask, (-2, 0, 20), (6, 30, 10), UNKNOWN)
+    outside = read_patch(mask, (-2, 0, 20), (6, 30, 10), IGNORE_ID)
     assert np.array_equal(outside[2:, :, :5], mask[:4, :, 20:])
-    assert (outside[:2] == UNKNOWN).all() and (outside[:, :, 5:] == UNKNOWN).all()
+    assert (outside[:2] == IGNORE_ID).all() and (outside[:, :, 5:] == IGNORE_ID).all()
 
 
 def test_nothing_but_the_patch_is_read():
@@ -130,7 +130,7 @@ def test_image_and_mask_are_cut_alike():
     for row in range(20):
         index = ForegroundIndex.of(mask)
         found, labels = draw_patch(mask[None], mask, (8, 40, 9), generator(row), index, 0.5)
-        assert np.array_equal(found[0, :, 5:35], labels[:, 5:35]) and (labels[:, :5] == UNKNOWN).all()
+        assert np.array_equal(found[0, :, 5:35], labels[:, 5:35]) and (labels[:, :5] == IGNORE_ID).all()
 
 
 def test_unlabelled_cases_have_no_mask_and_no_foreground():
@@ -176,7 +176,7 @@ def test_small_classes_are_picked_as_often():
     assert 0.4 < np.mean(np.array(picked) == 2) < 0.6
 
 
-@pytest.mark.parametrize("value", [0, UNKNOWN])
+@pytest.mark.parametrize("value", [0, IGNORE_ID])
 def test_a_mask_without_foreground_has_an_empty_index(value):
     index = ForegroundIndex.of(np.full((6, 5, 4), value, np.uint8))
     assert index.classes.size == index.counts.size == 0 and index.pick(generator()).shape == (0, 3)
