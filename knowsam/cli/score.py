@@ -121,15 +121,22 @@ def _predictions(
     found: "Found", cases: "list[str]", source: "Source", config: "Config", values: str, output: str
 ) -> "Iterator[tuple[str, dict[str, np.ndarray]]]":
     """(case, class ids by the tool's name), read as they are needed."""
+    from dataclasses import replace
+
+    from knowsam import build
     from knowsam.data.labels import LabelTable
     from knowsam.errors import DataError
     from knowsam.inference.masks import read_raw
 
-    data = config.data
-    as_data = LabelTable(data.labels, config.num_classes, threshold=data.label_threshold)
-    table = as_data if values == "data" else LabelTable(None, config.num_classes)
+    data, reading = config.data, build.reading(config)
+    if values == "data":
+        # without data.ignore: "nobody knows" is an answer of annotators, not of a tool
+        table = LabelTable(data.labels, config.num_classes, threshold=data.label_threshold)
+    else:
+        table = LabelTable(None, config.num_classes)
+        reading = replace(reading, palette="auto")  # the experiment's palettes say nothing about these files
     for case in cases:
-        raw = read_raw(found.paths[case])
+        raw = read_raw(found.paths[case], reading)
         try:
             labels = table.apply(raw, where=str(found.paths[case]))
         except DataError as error:

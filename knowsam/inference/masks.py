@@ -1,7 +1,7 @@
 """Masks that another tool wrote, found by the ids of the cases."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,39 +77,32 @@ def find_masks(folder: str | Path, case_ids: Sequence[str], *, suffix: str = "")
     return Found(paths, missing, [file.relative_to(folder).as_posix() for file in every if file not in used])
 
 
-def read_raw(path: Path) -> np.ndarray:
-    """Values of a mask as they are stored.
+def read_raw(path: Path, reading: io.Reading = io.DEFAULT) -> np.ndarray:
+    """Values of a mask as they are stored, on the grid that ``reading`` gives of its image.
 
     Args:
-        path: a picture; or NIfTI, h5 (dataset ``label``, ``mask`` or its only one), npy or npz (its only array).
+        path: any file that ``knowsam.io`` reads, or npy. Of h5 and npz, the array ``reading.mask_key``, or ``label``,
+            or ``mask``, or the only one.
+        reading: by which rules.
     Returns:
         Unsigned integers (H, W) or (D, H, W), of a picture also colours (H, W, 3).
     Raises:
         NotFoundError, DataError: not there, damaged, or no mask.
     """
-    name = path.name.lower()
-    try:
-        if name.endswith((".h5", ".hdf5")):
-            import h5py
-
-            with h5py.File(path, "r") as file:
-                key = next((key for key in ("label", "mask") if key in file), None) or _only(list(file), path)
-                array = np.asarray(file[key])
-        elif name.endswith((".npz", ".npy")):
-            loaded = np.load(path, allow_pickle=False)
-            array = loaded if isinstance(loaded, np.ndarray) else loaded[_only(list(loaded), path)]
-        else:
-            return io.read_mask(path).array
-    except DataError:
-        raise
-    except Exception as error:  # a broken file makes these libraries raise nearly any class
-        raise DataError(
-            f"{path}: not a mask that can be read ({str(error).splitlines()[0] if str(error) else error!r})"
-        ) from error
-    return io.raw_labels(array, str(path))
+    if path.suffix.lower() == ".npy":
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: not an npy file that can be read ({error})") from error
+        return io.raw_labels(io.in_order(array, reading), str(path))
+    names = io.array_names(path)
+    if names:
+        key = next((key for key in (reading.mask_key, "label", "mask") if key in names), None) or _only(names, path)
+        reading = replace(reading, mask_key=key)
+    return io.read_mask(path, reading).array
 
 
 def _only(names: list[str], path: Path) -> str:
     if len(names) != 1:
-        raise DataError(f"{path}: holds {', '.join(names) or 'nothing'}; one array, or one called label, is needed")
+        raise DataError(f"{path}: holds {', '.join(names)}; one array, or one called label, is needed")
     return names[0]

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from knowsam.errors import DataError
-from knowsam.io.arrays import H5, Arrays, Npz
+from knowsam.io.arrays import H5, Arrays, Npz, in_order
 from knowsam.io.dicom import Dicom
 from knowsam.io.dicom_series import dicom_files
 from knowsam.io.kind import Kind, raw_labels, suffix
@@ -40,11 +40,13 @@ __all__ = [
     "Scan",
     "Stored",
     "StoredMask",
+    "array_names",
     "encode",
     "extension",
     "extensions",
     "fingerprint",
     "header",
+    "in_order",
     "kind_of",
     "raw_labels",
     "read_image",
@@ -108,6 +110,16 @@ def read_mask(path: str | Path, reading: Reading = DEFAULT) -> StoredMask:
     with pixels_up_to(reading.max_pixels):
         mask = kind.read_mask(Path(path), reading)
     return replace(mask, notes=(*notes, *mask.notes))
+
+
+def array_names(path: str | Path) -> list[str]:
+    """Names of the arrays of an h5 or npz file; none of any other file, which holds one array without a name.
+
+    Raises:
+        NotFoundError, DataError: not there, damaged, or of no known kind.
+    """
+    kind = kind_of(path)
+    return kind.names(Path(path)) if isinstance(kind, Arrays) else []
 
 
 def header(path: str | Path, reading: Reading = DEFAULT) -> Header:

@@ -26,6 +26,10 @@ class Arrays(Kind):
     """
 
     @abstractmethod
+    def names(self, path: Path) -> list[str]:
+        """Of all arrays, sorted."""
+
+    @abstractmethod
     def array(self, path: Path, key: str) -> "Any":
         """Context of the array of a name: ``.shape``, ``.dtype`` and ``.read()``; proven harmless before."""
 
@@ -50,8 +54,7 @@ class Arrays(Kind):
         with self.array(path, reading.mask_key) as found:
             _check(path, reading.mask_key, found, (2, 3))
             array = found.read()
-        array = array.transpose(_order(array.shape, reading))
-        return StoredMask(np.ascontiguousarray(labels_of(array[None], str(path))))
+        return StoredMask(np.ascontiguousarray(labels_of(in_order(array, reading)[None], str(path))))
 
     def extension(self, path: Path, kind: PredictionKind) -> str:
         """As the file's own."""
@@ -105,11 +108,21 @@ class H5(Arrays):
         """The signature at the beginning."""
         return head.startswith(b"\x89HDF\r\n\x1a\n")
 
+    def names(self, path: Path) -> list[str]:
+        """What lies at the top of the file, groups and links among it."""
+        with self._file(path) as file:
+            return sorted(file)
+
+    @contextmanager
+    def _file(self, path: Path) -> Iterator[h5py.File]:
+        # by name and without locks where there are none: a read-only or network disk may know no locks
+        with opened(path, "an HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
+            yield file
+
     @contextmanager
     def array(self, path: Path, key: str) -> Iterator["_Array"]:
         """A dataset that is in this file itself."""
-        # by name and without locks where there are none: a read-only or network disk may know no locks
-        with opened(path, "an HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
+        with self._file(path) as file:
             link = file.get(key, getlink=True)
             if link is None:
                 raise _absent(path, key, sorted(file))
@@ -142,12 +155,22 @@ class Npz(Arrays):
         """A zip whose first file is an array."""
         return head.startswith(b"PK\x03\x04") and b".npy" in head[30:300]
 
+    def names(self, path: Path) -> list[str]:
+        """Of the archive's members."""
+        with self._archive(path) as archive:
+            return _members(archive)
+
+    @contextmanager
+    def _archive(self, path: Path) -> Iterator[zipfile.ZipFile]:
+        with opened(path, "an npz file") as file, zipfile.ZipFile(file) as archive:
+            yield archive
+
     @contextmanager
     def array(self, path: Path, key: str) -> Iterator["_Array"]:
         """A member of the archive, its header read."""
-        with opened(path, "an npz file") as file, zipfile.ZipFile(file) as archive:
+        with self._archive(path) as archive:
             if f"{key}.npy" not in archive.namelist():
-                raise _absent(path, key, sorted(n.removesuffix(".npy") for n in archive.namelist()))
+                raise _absent(path, key, _members(archive))
             with archive.open(f"{key}.npy") as member:
                 version = np.lib.format.read_magic(member)
                 old = version == (1, 0)
@@ -173,6 +196,10 @@ class _Array(NamedTuple):
         return np.asarray(np.lib.format.read_array(self.source, allow_pickle=False))
 
 
+def _members(archive: zipfile.ZipFile) -> list[str]:
+    return sorted(name.removesuffix(".npy") for name in archive.namelist())
+
+
 def _absent(path: Path, key: str, there: list[str]) -> DataError:
     return DataError(
         f"{path}: there is no dataset {key!r}; the file holds {', '.join(there[:20]) or 'nothing'}",
@@ -188,6 +215,11 @@ def _check(path: Path, key: str, found: _Array, ranks: tuple[int, ...]) -> None:
     if found.dtype.kind not in "buif":
         raise DataError(f"{path}: dataset {key!r} is of type {found.dtype}; needed are numbers")
     fits(path, shape[-3:], shape[0] if len(shape) == 4 else 1)
+
+
+def in_order(array: np.ndarray, reading: Reading) -> np.ndarray:
+    """An array (H, W), or (z, y, x), with its slices along ``reading.slice_axis`` first; no copy."""
+    return array.transpose(_order(array.shape, reading))
 
 
 def _order(shape: tuple[int, ...], reading: Reading) -> tuple[int, ...]:

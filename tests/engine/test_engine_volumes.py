@@ -169,3 +169,17 @@ def test_sam_is_asked_for_some_slices_and_the_others_teach_nothing(clinic, tmp_p
     asked = said.asked.flatten(2).any(2).sum(1)
     assert asked.tolist() == [3, 3], "3 of 16 slices of every volume"
     assert (said.logits.movedim(1, -1)[~said.asked] == 0).all() and (said.confidence[~said.asked] == -1).all()
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_masks_of_another_tool_are_read_by_the_experiment_s_rules(clinic, tmp_path, axis):
+    import yaml
+
+    experiment = yaml.safe_load((clinic / "volumes.yaml").read_text())
+    experiment["data"]["reading"] = {"slice_axis": axis}
+    (tmp_path / "turned.yaml").write_text(yaml.safe_dump(experiment))
+    words = [str(clinic / "labelsTr"), "--experiment", str(tmp_path / "turned.yaml"), "-o", str(tmp_path / "out")]
+    assert run_command("score", words) == 0
+    summary = json.loads((tmp_path / "out" / "evaluation" / "test.json").read_text())["summary"]["labelsTr"]
+    assert [summary[name]["dice"]["mean"] for name in ("ball", "core")] == [1.0, 1.0]
+    assert summary["ball"]["hd95"]["mean"] == 0.0

@@ -7,6 +7,7 @@ from PIL import Image
 from knowsam.errors import DataError, NotFoundError
 from knowsam.inference.ensemble import Ensemble
 from knowsam.inference.masks import find_masks, read_raw
+from knowsam.io import Reading
 
 MASK = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
 
@@ -73,10 +74,44 @@ def test_what_is_no_mask_is_refused(tmp_path):
     np.save(tmp_path / "half.npy", MASK + 0.5)
     with pytest.raises(DataError, match="not whole numbers"):
         read_raw(tmp_path / "half.npy")
-    for name in ("x.h5", "x.nii.gz", "x.npz"):
+    kinds = {"x.h5": "an HDF5", "x.nii.gz": "a NIfTI volume", "x.npz": "an npz", "x.npy": "an npy"}
+    for name, kind in kinds.items():
         (tmp_path / name).write_bytes(b"nothing of the kind")
-        with pytest.raises(DataError, match=r"not a (mask|NIfTI volume) that can be read"):
+        with pytest.raises(DataError, match=f"not {kind}.* that can be read"):
             read_raw(tmp_path / name)
+
+
+def test_a_link_to_another_file_is_refused(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["secret"] = MASK
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["label"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "secret")
+    with pytest.raises(DataError, match="is a link to another place; this is refused"):
+        read_raw(tmp_path / "m.h5")
+
+
+@pytest.mark.parametrize("name", ["m.npy", "m.npz", "m.h5", "m.nii.gz"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_masks_are_read_by_the_rules_of_their_images(tmp_path, name, axis):
+    import h5py
+    import nibabel
+
+    zyx = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    path = tmp_path / name
+    if name == "m.npy":
+        np.save(path, zyx)
+    elif name == "m.npz":
+        np.savez(path, mine=zyx, label=zyx + 1)
+    elif name == "m.h5":
+        with h5py.File(path, "w") as file:
+            file["mine"], file["label"] = zyx, zyx + 1
+    else:
+        nibabel.save(nibabel.Nifti1Image(zyx.transpose(2, 1, 0), np.eye(4)), path)
+    found = read_raw(path, Reading(slice_axis=axis, mask_key="mine"))
+    assert found.shape[0] == zyx.shape[2 - axis]
+    assert np.array_equal(found, np.moveaxis(zyx, 2 - axis, 0))
 
 
 def test_an_ensemble_averages_probabilities_not_logits():
