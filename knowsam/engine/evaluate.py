@@ -5,7 +5,7 @@ test split, so a checkpoint cannot be chosen on it by mistake.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from knowsam.engine.scores import MEAN, Evaluation
 from knowsam.errors import DataError
 from knowsam.inference.postprocess import Spec, apply, candidates
 from knowsam.inference.predict import Inferer, PredictFn, predict_cases
-from knowsam.metrics.segmentation import EMPTY_MODES, IGNORE_ID, METRIC_NAMES, NSD_TOLERANCE, case_metrics
+from knowsam.metrics.segmentation import EMPTY_MODES, IGNORE_ID, METRIC_NAMES, NSD_TOLERANCE, ClassMetrics, case_metrics
 
 Spacing = Literal["source"] | Sequence[float] | None
 Labels = NDArray[np.uint8]
@@ -171,7 +171,7 @@ def score(
         mask = source.mask(case_id)
         ignored.add(mask, source.num_classes)
         for output, prediction in labels.items():
-            try:
+            with _unfit(case_id, output):
                 if output in specs:
                     prediction = apply(prediction, specs[output], _known_spacing(source, case_id, spacing))
                 records = case_metrics(
@@ -182,17 +182,28 @@ def score(
                     nsd_tolerance=nsd_tolerance,
                     distances=distances,
                 )
-            except ValueError as error:
-                raise DataError(f"case {case_id!r}, output {output!r} cannot be scored: {error}") from error
-            rows += [
-                {"case": case_id, "output": output, "class": names[record.class_id - 1]}
-                | {metric: getattr(record, metric) for metric in METRIC_NAMES}
-                | {"status": record.status}
-                for record in records
-            ]
+            rows += _rows(case_id, output, names, records)
         if progress is not None:
             progress(done, len(case_ids))
     return Evaluation(rows, split, found, names, unit, float(nsd_tolerance), empty, distances, ignored=ignored.record())
+
+
+@contextlib.contextmanager
+def _unfit(case_id: str, output: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise DataError(f"case {case_id!r}, output {output!r} cannot be scored: {error}") from error
+
+
+def _rows(case_id: str, output: str, names: Sequence[str], records: Iterable[ClassMetrics]) -> list[dict[str, Any]]:
+    """Rows of ``Evaluation``, one a class."""
+    return [
+        {"case": case_id, "output": output, "class": names[record.class_id - 1]}
+        | {metric: getattr(record, metric) for metric in METRIC_NAMES}
+        | {"status": record.status}
+        for record in records
+    ]
 
 
 def choose_postprocess(
@@ -242,9 +253,13 @@ def choose_postprocess(
     with contextlib.closing(predictions):
         for done, (case_id, labels) in enumerate(predictions, start=1):
             found = found or tuple(labels)
-            for spec, into in zip(tried, rows, strict=True):
-                treated = {output: apply(one, spec, source.spacing(case_id)) for output, one in labels.items()}
-                into += score([(case_id, treated)], source, [case_id], "val", distances=False).rows
+            mask, known = source.mask(case_id), source.spacing(case_id)
+            for output, prediction in labels.items():
+                for spec, into in zip(tried, rows, strict=True):
+                    with _unfit(case_id, output):
+                        treated = apply(prediction, spec, known)
+                        records = case_metrics(treated, mask, num_classes=source.num_classes, distances=False)
+                    into += _rows(case_id, output, names, records)
             if progress is not None:
                 progress(done, len(case_ids))
     results = [Evaluation(some, "val", found, names, "px", distances=False).summary() for some in rows]

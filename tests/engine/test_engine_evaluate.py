@@ -449,11 +449,14 @@ def crumbs():
     return Drawn({"a": (specked, square(2, 2, 6)), "b": (square(21, 3, 1, on=square(9, 9, 5)), square(9, 9, 5))}, 2)
 
 
-def test_postprocessing_is_chosen_on_validation_alone_and_applied_before_scoring():
-    source = crumbs()
+def test_postprocessing_is_chosen_on_validation_alone_and_applied_before_scoring(monkeypatch):
+    source, read = crumbs(), []
+    mask_of = source.mask
+    monkeypatch.setattr(source, "mask", lambda case_id: read.append(case_id) or mask_of(case_id))
     how = {key: value for key, value in SETTINGS.items() if key != "class_names"}
     choice = choose_postprocess(read_off(2), source, **how)
     assert source.splits == ["val"], "no other split is asked for"
+    assert read == ["a", "b"], "each mask is read once, however many candidates there are"
     fusion = choice["fusion"]
     assert fusion["spec"] == {"name": "remove_small", "size": 0.05, "unit": "share"} and fusion["dice"] == 1
     assert fusion["tried"][0]["spec"] is None and fusion["tried"][0]["dice"] < 1
