@@ -159,10 +159,7 @@ def _prepare_as_trained(loaded: "LoadedRun", source: "Source") -> None:
     from knowsam.data.source import CaseSource
 
     if isinstance(source, CaseSource):
-        if loaded.preparation.state()["intensity"]["fitted"]:
-            source.preparation.load_state(loaded.preparation.state())
-        elif source.preparation.state() != loaded.preparation.state():
-            source.preparation.load_state(loaded.preparation.state())  # says what differs
+        source.preparation.load_state(loaded.preparation.state())  # says what differs
 
 
 def evaluate_ensemble(folders: "Sequence[str]", args: argparse.Namespace) -> "Evaluation":

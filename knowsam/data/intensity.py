@@ -401,7 +401,7 @@ class Preparation:
         Raises:
             ConfigError: it was prepared by another rule.
         """
-        mine, other = self.state(), json.loads(json.dumps(dict(state)))
+        mine, other = (json.loads(json.dumps(dict(one))) for one in (self.state(), state))  # tuples become lists
         for part in (mine["intensity"], other["intensity"]):
             part.pop("fitted", None)
         if mine != other:

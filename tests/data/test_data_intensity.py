@@ -163,6 +163,17 @@ def test_a_run_keeps_what_it_fitted_and_refuses_another_rule():
             Preparation(other).load_state(first.state())
 
 
+def test_a_rule_of_one_s_own_may_have_options_that_json_changes():
+    class Between(Window):
+        def options(self):
+            return {"range": (self.low, self.high)}
+
+    rule = Preparation(Between(low=0, high=9))
+    Preparation(Between(low=0, high=9)).load_state(rule.state())
+    with pytest.raises(ConfigError, match="the run prepared its images by"):
+        Preparation(Between(low=0, high=8)).load_state(rule.state())
+
+
 def test_levels_of_two_depths_mean_the_same():
     shallow = np.arange(256, dtype=np.uint8)
     both = same_levels([shallow, np.zeros(256, np.uint16)])
