@@ -107,18 +107,23 @@ def predict_files(
         ConfigError: label values that a kind of file cannot hold; nothing was predicted.
     """
     out = Path(out)
+    outcome = Outcome()
+    planned: list[tuple[InputFile, dict[OutputKind, Path]]] = []
+    for file in files:
+        try:
+            planned.append((file, wanted.targets(file, out)))  # once: it opens the file, whose content tells its kind
+        except OF_ONE_FILE as unreadable:
+            outcome.failed.append((file, unreadable))
     coloured = wanted.values is not None and any(isinstance(value, tuple) for value in wanted.values)
-    unfit = [file for file in files if coloured and file.extension("masks") != ".png"]
-    if unfit:
+    other = [file for file, targets in planned if targets["masks"].suffix != ".png"]
+    if coloured and other:
         raise ConfigError(
-            f"{unfit[0].path}: the label values are colours, which only a mask in PNG can hold",
+            f"{other[0].path}: the label values are colours, which only a mask in PNG can hold",
             hint="Leave --original-labels out, and the masks hold class ids.",
         )
-    outcome = Outcome()
     todo: dict[str, InputFile] = {}
-    sharing = Counter(target for file in files for target in wanted.targets(file, out).values())
-    for file in files:
-        targets = wanted.targets(file, out)
+    sharing = Counter(target for _, targets in planned for target in targets.values())
+    for file, targets in planned:
         shared = next((target for target in targets.values() if sharing[target] > 1), None)
         if shared is not None:
             outcome.failed.append((file, DataError(f"{file.path}: another file's prediction would be {shared}, too")))
@@ -146,8 +151,7 @@ def predict_files(
         write_prediction(todo[name], image, segmentation, out, wanted)
 
     # Enough pictures to fill the next batch, but volumes are large.
-    volumes = any(file.extension("masks") != ".png" for file in files)
-    ahead = 2 if volumes else workers + settings["batch_size"]
+    ahead = 2 if other else workers + settings["batch_size"]
     results = segment(
         predict_fn,
         named_images(),

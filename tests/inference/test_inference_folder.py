@@ -125,6 +125,27 @@ def test_bad_files_do_not_stop_the_rest(folder):
     assert len(tree(folder / "out")) == 5
 
 
+@pytest.mark.parametrize("name", ["x.dcm", "x.tif", "x.nii.gz", "x.h5", "x.npz", "x.png"])
+@pytest.mark.parametrize("content", [b"", b"II*\0nonsense", b"nonsense"])
+def test_a_damaged_file_of_any_kind_is_its_own_failure(folder, name, content):
+    """Of some kinds the prediction's extension is in the file's content: a damaged one fails before it is read."""
+    (folder / "in" / name).write_bytes(content)
+    outcome = predict(folder)
+    assert outcome.done == 5 and [file.name for file, _ in outcome.failed] == [name]
+    assert name in str(outcome.failed[0][1])
+
+
+def test_each_file_is_looked_into_once_before_the_work(folder, monkeypatch):
+    predict(folder)
+    from knowsam.inference.files import InputFile
+
+    asked = []
+    extension = InputFile.extension
+    monkeypatch.setattr(InputFile, "extension", lambda self, kind: asked.append(self.name) or extension(self, kind))
+    assert predict(folder).skipped == 5
+    assert len(asked) == 5 and len(set(asked)) == 5
+
+
 def test_a_nan_is_its_file_s_alone(folder):
     Image.fromarray(np.full((32, 32), 254, np.uint8)).save(folder / "in" / "nan.png")
 
