@@ -21,14 +21,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from knowsam import io
 from knowsam.data.intensity import same_levels
 from knowsam.data.sizing import Fit
 from knowsam.data.source import Source
 from knowsam.errors import DataError, NotFoundError, StorageError
+from knowsam.io import Reading
 
 if sys.platform != "win32":
     import fcntl
@@ -75,7 +77,9 @@ class Rows:
     @property
     def nbytes(self) -> int:
         """Of all rows together."""
-        return sum(self._extent(place)[1] for place in self._places)
+        places = self._places
+        sides = np.where(np.arange(4) < places["ndim"][:, None], places["shape"], 1)  # (N, 4)
+        return int((sides.prod(1, dtype=np.int64) * (1 + places["deep"])).sum())
 
     def view(self, row: int) -> np.ndarray:
         """One row, read-only and not copied; proven whole the first time.
@@ -310,6 +314,24 @@ def file_sha256(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     return remembered(path, "file", compute)
+
+
+def content_sha256(path: Path, part: Literal["image", "mask"], reading: Reading) -> str:
+    """sha256 of what is read of a file, or of the slices in a folder; remembered as of ``file_sha256``.
+
+    Args:
+        path: the file or folder.
+        part: whose array, where one file holds both: an image's hash does not change with its mask.
+        reading: names of the arrays.
+    Raises:
+        NotFoundError, DataError: not there, or not such a file.
+    """
+    if path.is_dir():  # a folder's time stamp says nothing of the files in it
+        return io.fingerprint(path, part, reading)
+    if path.suffix.lower() not in io.ARRAYS:
+        return file_sha256(path)
+    key = reading.image_key if part == "image" else reading.mask_key
+    return remembered(path, f"{part}:{key}", lambda: io.fingerprint(path, part, reading))
 
 
 def known(path: str | Path, what: str) -> str | None:

@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from knowsam import io
-from knowsam.data.cache import file_sha256, remembered
+from knowsam.data.cache import content_sha256
 from knowsam.data.case import Case
 from knowsam.data.index import IdList, Index
 from knowsam.data.labels import LabelTable
@@ -193,7 +193,7 @@ class ImageFolder(CaseSource):
 
     def fingerprint(self, case_id: str) -> str:
         """sha256 of what is read of the image's file, or of all slices of its series."""
-        return self._sha256(self.image_path(case_id), "image")
+        return content_sha256(self.image_path(case_id), "image", self.reading)
 
     def mask_fingerprint(self, case_id: str) -> str:
         """sha256 of what is read of the mask's file; of several, of all their sums.
@@ -201,7 +201,7 @@ class ImageFolder(CaseSource):
         Raises:
             DataError: an unlabelled training case.
         """
-        sums = [self._sha256(path, "mask") for path in self.mask_paths(case_id)]
+        sums = [content_sha256(path, "mask", self.reading) for path in self.mask_paths(case_id)]
         return sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
 
     def mask_paths(self, case_id: str) -> list[Path]:
@@ -215,14 +215,6 @@ class ImageFolder(CaseSource):
 
     def _shown(self, folders: Folders) -> str:
         return str(self.root / folders) if isinstance(folders, str) else f"{self.root} ({', '.join(folders.values())})"
-
-    def _sha256(self, path: Path, part: Literal["image", "mask"]) -> str:
-        if path.is_dir():  # a folder's time stamp says nothing of the files in it
-            return io.fingerprint(path, part, self.reading)
-        if path.suffix.lower() not in (".h5", ".hdf5", ".npz"):
-            return file_sha256(path)
-        key = self.reading.image_key if part == "image" else self.reading.mask_key
-        return remembered(path, f"{part}:{key}", lambda: io.fingerprint(path, part, self.reading))
 
     def image_path(self, case_id: str) -> Path:
         """The image's file.

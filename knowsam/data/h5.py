@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowsam import io
-from knowsam.data.cache import remembered
+from knowsam.data.cache import content_sha256
 from knowsam.data.case import Case
 from knowsam.data.folder import fitting_axes, fitting_mask, fitting_spacing, fitting_table, single_files
 from knowsam.data.labels import LabelTable
@@ -134,8 +134,7 @@ class H5Slices(CaseSource):
 
     def fingerprint(self, case_id: str) -> str:
         """sha256 of the image dataset, not of the file: that would change with the label."""
-        path = self.image_path(case_id)
-        return remembered(path, f"h5:{self.reading.image_key}", lambda: io.fingerprint(path, "image", self.reading))
+        return content_sha256(self.image_path(case_id), "image", self.reading)
 
     def mask_fingerprint(self, case_id: str) -> str:
         """sha256 of the label dataset.
@@ -144,8 +143,7 @@ class H5Slices(CaseSource):
             DataError: an unlabelled training slice.
         """
         self.splits.require_readable_mask(case_id)
-        path = self.image_path(case_id)
-        return remembered(path, f"h5:{self.reading.mask_key}", lambda: io.fingerprint(path, "mask", self.reading))
+        return content_sha256(self.image_path(case_id), "mask", self.reading)
 
     def image_path(self, case_id: str) -> Path:
         """The file that holds the case.

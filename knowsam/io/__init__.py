@@ -28,6 +28,7 @@ from knowsam.io.tiff import Tiff
 from knowsam.io.volume_grid import VolumeGrid
 
 __all__ = [
+    "ARRAYS",
     "KINDS",
     "MAX_PIXELS",
     "MAX_VOXELS",
@@ -59,6 +60,8 @@ __all__ = [
 
 PICTURES: tuple[str, ...] = (*Picture.extensions, *Tiff.extensions)
 """Extensions of pictures, in small letters, with the dot."""
+ARRAYS: tuple[str, ...] = (*H5.extensions, *Npz.extensions)
+"""Extensions of files that may hold an image and its mask under two names."""
 
 KINDS: tuple[Kind, ...] = (Dicom(), Picture(), Tiff(), Nifti(), H5(), Npz())
 """Every kind of file. DICOM goes first: what stands before its own mark may be that of a TIFF."""
