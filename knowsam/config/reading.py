@@ -91,6 +91,12 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]
 
 
 def parse_overrides(words: list[str], errors: list[str]) -> list[tuple[str, Any]]:
+    """Words of the command line to dotted keys and their values, changed names first.
+
+    Args:
+        words: ``key.path=value`` each, the value as YAML; ``--`` before it is passed over.
+        errors: takes what is wrong with a word, a line each; such a word is left out.
+    """
     pairs = []
     for word in words:
         key, equals, text = word.removeprefix("--").partition("=")
@@ -114,11 +120,18 @@ def has_name(block: Any) -> bool:
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:
+    """``("a.b", 1)`` -> ``{"a": {"b": 1}}``."""
     head, _, rest = key.partition(".")
     return {head: nest(rest, value) if rest else value}
 
 
 def walk(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of all blocks and values, a block before what is in it.
+
+    Args:
+        values: blocks in blocks.
+        prefix: what each key begins with.
+    """
     for key, value in values.items():
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):

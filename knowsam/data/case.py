@@ -15,7 +15,6 @@ class Case:
         full_range: the values that are black and white, where the file's format says; None: it does not.
         display: float32 0..1, shaped as ``image``, where the format says otherwise than by two numbers how the image is
             to be seen (a DICOM VOI LUT); None else.
-        group: patient or study that the case belongs to; None when unknown.
         domain: data set that it comes from, where an experiment has several.
     """
 
@@ -23,5 +22,4 @@ class Case:
     spacing: tuple[float, ...] | None = None
     full_range: tuple[float, float] | None = None
     display: np.ndarray | None = None
-    group: str | None = None
     domain: str | None = None

@@ -1,15 +1,14 @@
 """Volumes of public downloads: NIfTI, NRRD and HDF5 to arrays with their spacing."""
 
-import importlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
-from knowsam.errors import ConfigError, DataError, NotFoundError
+from knowsam.errors import DataError, NotFoundError
+from knowsam.io.opening import medical
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def read_nifti(path: Path) -> Volume:
         DataError: damaged, or no volume of three axes.
         ConfigError: nibabel is not installed.
     """
-    nibabel = _library("nibabel")
+    nibabel = medical("nibabel")
     try:
         file = nibabel.load(path)
         array = np.asarray(file.dataobj)
@@ -59,7 +58,7 @@ def read_nrrd(path: Path) -> Volume:
         DataError: damaged, or no volume of three axes.
         ConfigError: pynrrd is not installed.
     """
-    nrrd = _library("nrrd", "pynrrd")
+    nrrd = medical("nrrd")
     try:
         array, header = nrrd.read(str(path))
     except FileNotFoundError:
@@ -110,7 +109,7 @@ def nifti_bytes(volume: Volume) -> bytes:
     Args:
         volume: with its affine; one without stands at the origin, axis by axis.
     """
-    nibabel = _library("nibabel")
+    nibabel = medical("nibabel")
     affine = volume.affine if volume.affine is not None else np.diag([*volume.spacing[::-1], 1.0])
     content: bytes = nibabel.Nifti1Image(np.ascontiguousarray(volume.array.T), affine).to_bytes()
     return content
@@ -129,13 +128,3 @@ def h5_bytes(image: np.ndarray, label: np.ndarray, spacing: tuple[float, ...]) -
         file.create_dataset("image", data=image, compression="gzip").attrs["spacing"] = spacing
         file.create_dataset("label", data=label, compression="gzip")
     return content.getvalue()
-
-
-def _library(module: str, package: str = "") -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        raise ConfigError(
-            f"this kind of file needs {package or module}, which is not installed",
-            hint="pip install 'knowsam[medical]'",
-        ) from None
